@@ -1,0 +1,67 @@
+"""How every script meets its user: one line for an error, one bar for progress, colours only on a terminal."""
+
+import functools
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Protocol
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from common.errors import UserError
+
+console = Console(highlight=False)
+errors = Console(stderr=True, highlight=False)
+
+
+def run_script(main: Callable[[Sequence[str] | None], None]) -> Callable[..., None]:
+    """Decorate `main(argv)` of a script: a `UserError` becomes one line on stderr and exit code 2.
+
+    Raises
+    ------
+    SystemExit
+        With code 2 on a `UserError`, 130 on Ctrl-C.
+    """
+
+    @functools.wraps(main)
+    def wrapped(argv: Sequence[str] | None = None) -> None:
+        try:
+            main(argv)
+        except UserError as error:
+            errors.print(f"[bold red]error:[/] {' '.join(str(error).split())}", soft_wrap=True)
+            sys.exit(2)
+        except KeyboardInterrupt:
+            errors.print("stopped")
+            sys.exit(130)
+
+    return wrapped
+
+
+class Reporter(Protocol):
+    """What a training loop calls after each step to be seen."""
+
+    def __call__(self, stage: str, step: int, total: int, **values: float) -> None: ...
+
+
+def silent(stage: str, step: int, total: int, **values: float) -> None:
+    """Report nothing: the reporter of importers."""
+
+
+@contextmanager
+def progress_bar() -> Iterator[Reporter]:
+    """Yield a reporter that draws one bar a stage on stderr, with the latest values and the time left."""
+    columns = (
+        TextColumn("{task.description:<10}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(),
+        TextColumn("{task.fields[values]}"),
+    )  # fmt: skip
+    with Progress(*columns, console=errors) as bars:
+        tasks: dict[str, int] = {}
+
+        def report(stage: str, step: int, total: int, **values: float) -> None:
+            if stage not in tasks:
+                tasks[stage] = bars.add_task(stage, total=total, values="")
+            shown = "  ".join(f"{name} {value:.3g}" for name, value in values.items())
+            bars.update(tasks[stage], completed=step, total=total, values=shown)  # type: ignore[arg-type]
+
+        yield report

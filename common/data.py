@@ -1,0 +1,331 @@
+"""One way in for cells: the named data sets, h5ad files, 10x output and text tables, checked before use."""
+
+import hashlib
+import warnings
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+
+import anndata
+import numpy as np
+import pandas as pd
+import scanpy as sc
+from anndata import AnnData
+from scipy import io, sparse
+from sklearn.neighbors import kneighbors_graph
+
+from common.checks import (
+    check_labels,
+    check_matrix,
+    drop_empty_cells,
+    existing,
+    find_oddities,
+    is_row_numbers,
+    nearest,
+    reading,
+)
+from common.errors import UserError
+from common.scale import Scale, check_scale, detect_scale, recover_counts, to_log
+from common.tables import read_expression, read_labels
+from config import DATA_DIR, DATASETS, Dataset
+
+DEFAULT_DATASET = "pbmc68k"
+TARGET_SUM = 1e4  # library size for the choice of genes and for clusters; the models have their own
+CLUSTER_SEED = 0  # fixed: clusters stand in for the authors' labels, which no run's seed changes either
+CLUSTER_GENES, CLUSTER_PCS, CLUSTER_NEIGHBORS = 2000, 50, 15
+
+
+@dataclass(frozen=True)
+class CellSource:
+    """Where the cells and their types come from: one data set, or one input, or one text table."""
+
+    dataset: str | None = None
+    """a data set of config.py: pbmc68k (the default, needs no download), yan, pollen, cbmc or muraro"""
+    input: Path | None = None
+    """your own cells: an h5ad file, a 10x .h5 file, or a 10x folder with matrix.mtx, barcodes.tsv and features.tsv"""
+    label_key: str = "cell_type"
+    """column with the cell types, in the h5ad file's obs or in --labels-csv"""
+    expression_csv: Path | None = None
+    """your own cells as a text table, cells x genes: csv, tsv or txt, or one of these gzipped"""
+    labels_csv: Path | None = None
+    """cell types as a text table: one label a line, or cell name and label"""
+    transpose: bool = False
+    """the input is genes x cells"""
+    layer: str | None = None
+    """layer of the h5ad file to take instead of X"""
+    n_top_genes: int | None = None
+    """keep this many highly variable genes; by default all"""
+    cluster: bool = False
+    """no labels: let Leiden clusters stand in for the cell types"""
+    scale: Scale | None = None
+    """scale of the values, should it be recognised wrongly"""
+
+
+def load_cells(source: CellSource) -> AnnData:
+    """Load cells with their types, checked and in one form whatever they came in.
+
+    Parameters
+    ----------
+    source
+        What the user asked for.
+
+    Returns
+    -------
+    Cells with X of shape (n_cells, n_genes), CSR float32 on the input's scale; unique names; `obs["cell_type"]`
+    categorical; `uns` with scale, dataset, labels_from, sha256 (file name to checksum), notes (sentences for the
+    user) and, for a named data set, rare_threshold. Cells without counts are dropped, genes without counts are kept.
+
+    Raises
+    ------
+    UserError
+        If flags contradict each other, a file is missing or damaged, or the data are unfit for use.
+    """
+    _check_flags(source)
+    path = source.input or source.expression_csv
+    name = _stem(path) if path else source.dataset or DEFAULT_DATASET
+    row = None if path else _find_dataset(name)
+    if row and row.expression and row.labels:
+        source = replace(
+            source, expression_csv=DATA_DIR / row.expression, labels_csv=DATA_DIR / row.labels,
+            label_key=row.label_column or source.label_key, transpose=row.transpose,
+        )  # fmt: skip
+    cells = _read(source, row)
+    check_matrix(cells)
+    if source.scale:
+        check_scale(cells.X, source.scale)
+    cells.uns["dataset"] = name
+    cells.uns["scale"] = source.scale or detect_scale(cells.X)
+    cells.uns["sha256"] = _checksums(cells, source)
+    if row:
+        cells.uns["rare_threshold"] = row.rare_threshold
+
+    if not source.cluster:
+        labels, origin = _labels(cells, source)
+        cells.obs["cell_type"] = pd.Categorical(labels)
+        cells.uns["labels_from"] = "authors" if row else origin
+    cells, notes = drop_empty_cells(cells)
+    if source.cluster:
+        cells.uns["labels_from"] = "leiden"
+        cells.obs["cell_type"] = pd.Categorical(_leiden(cells))
+        notes.append(f"no authors' labels: {cells.obs['cell_type'].nunique()} Leiden clusters stand in for cell types")
+    if source.n_top_genes is not None:
+        cells, dropped = drop_empty_cells(cells[:, select_genes(cells, source.n_top_genes)].copy())
+        notes += dropped
+    cells.obs["cell_type"] = cells.obs["cell_type"].cat.remove_unused_categories()
+
+    if row and {row.expression_sha256, row.labels_sha256} - {None} - set(cells.uns["sha256"].values()):
+        notes.append(f"the files of {name} are not the published ones: their SHA-256 differ")
+    cells.uns["notes"] = notes + find_oddities(cells.X, cells.obs["cell_type"])
+    return cells
+
+
+def select_genes(cells: AnnData, n_top_genes: int) -> pd.Index:
+    """Choose highly variable genes as scanpy does by default: by dispersion among genes of like mean.
+
+    Parameters
+    ----------
+    cells
+        X of shape (n_cells, n_genes) on the scale in `uns["scale"]`; log1p is taken, of 10,000 counts a cell for
+        counts. Give the training cells only, lest the choice knows the held-out ones.
+    n_top_genes
+        How many to choose.
+
+    Returns
+    -------
+    Names of the chosen genes in the order of `cells`; fewer only if fewer vary.
+
+    Raises
+    ------
+    UserError
+        If the number is below one, or the values are scaled.
+    """
+    if n_top_genes < 1:
+        raise UserError(f"--n-top-genes is {n_top_genes}: give at least 1")
+    if cells.uns["scale"] == "scaled":
+        raise UserError("variable genes cannot be told by scaled values: leave out --n-top-genes")
+    if n_top_genes >= cells.n_vars:
+        return cells.var_names
+    log = AnnData(to_log(cells.X, cells.uns["scale"], TARGET_SUM), var=pd.DataFrame(index=cells.var_names))
+    # not its own n_top_genes, which lets ties exceed the number
+    dispersion = sc.pp.highly_variable_genes(log, inplace=False)["dispersions_norm"].to_numpy()
+    ranked = np.argsort(-np.nan_to_num(dispersion, nan=-np.inf), kind="stable")[:n_top_genes]
+    return cells.var_names[np.sort(ranked[~np.isnan(dispersion[ranked])])]
+
+
+def _check_flags(source: CellSource) -> None:
+    """Refuse two sources at once, and every flag that would be ignored."""
+    given = {field.name for field in fields(source) if getattr(source, field.name) != field.default}
+    sources = [name for name in ("dataset", "input", "expression_csv") if name in given]
+    if len(sources) > 1:
+        raise UserError(f"{' and '.join(map(_flag, sources))} are two sources of cells: give one of them")
+    kind = (sources or ["dataset"])[0]
+    ignored: dict[str, set[str]] = {
+        "dataset": {"label_key", "labels_csv", "transpose", "layer"},
+        "expression_csv": {"layer"},
+        "input": set(),
+    }
+    for name in sorted(given & ignored[kind]):
+        raise UserError(f"{_flag(name)} has no meaning for {_flag(kind)}: leave it out")
+    for name in sorted(given & {"label_key", "labels_csv"}) if source.cluster else ():
+        raise UserError(f"{_flag(name)} and --cluster are two sources of labels: give one of them")
+
+
+def _flag(name: str) -> str:
+    return "--" + name.replace("_", "-")
+
+
+def _stem(path: Path) -> str:
+    name = path.resolve().name
+    for ending in (".gz", ".h5ad", ".h5", ".csv", ".tsv", ".txt"):
+        name = name.removesuffix(ending)
+    return name
+
+
+def _find_dataset(name: str) -> Dataset:
+    if name not in DATASETS:
+        raise UserError(f"there is no data set '{name}', only {', '.join(DATASETS)}{nearest(name, DATASETS)}")
+    row = DATASETS[name]
+    for file in (row.expression, row.labels):
+        if file and not (DATA_DIR / file).exists():
+            raise UserError(f"{DATA_DIR / file} is missing: fetch it with python data/download.py --dataset {name}")
+    return row
+
+
+def _read(source: CellSource, row: Dataset | None) -> AnnData:
+    """Read the cells of any source: X CSR float32 without stored zeros, with the input's obs and var."""
+    if source.input:
+        cells = _read_input(existing(source.input), source.layer)
+    elif source.expression_csv:
+        layout = {"header": row.header, "index": row.index} if row else {}  # a user's own file is recognised
+        cells = read_expression(existing(source.expression_csv), **layout)
+    else:
+        cells = _read_embedded()
+    if source.transpose:
+        cells = cells.T
+    with reading(source.input or Path(), "matrix of numbers"), warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # duplicate names are an error later on
+        X = sparse.csr_matrix(cells.X, dtype=np.float32)
+        X.sum_duplicates()
+        X.eliminate_zeros()
+        cells = AnnData(X, obs=cells.obs, var=cells.var)
+        if source.expression_csv and is_row_numbers(cells.obs_names):
+            cells.obs_names = "cell_" + cells.obs_names
+        if source.expression_csv and is_row_numbers(cells.var_names):
+            cells.var_names = "gene_" + cells.var_names
+        if row and row.gene_separator:
+            cells.var_names = [gene.split(row.gene_separator)[0] for gene in cells.var_names]
+            cells.var_names_make_unique()  # one symbol on two chromosomes is two genes
+    return cells
+
+
+def _read_embedded() -> AnnData:
+    """Return scanpy's pbmc68k_reduced as counts: its raw values are log-normalised and rounded to three decimals."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        reduced = sc.datasets.pbmc68k_reduced()
+    obs = reduced.obs.rename(columns={"bulk_labels": "cell_type"})
+    return AnnData(recover_counts(reduced.raw.X), obs=obs[["cell_type", "louvain"]], var=reduced.raw.var)
+
+
+def _read_input(path: Path, layer: str | None) -> AnnData:
+    """Read an h5ad file, a 10x .h5 file or a 10x folder."""
+    if layer and path.suffix != ".h5ad":
+        raise UserError(f"--layer is for h5ad files: leave it out for {path}")
+    if path.is_dir():
+        return _read_10x_folder(path)
+    if path.suffix not in (".h5ad", ".h5"):
+        hint = "; give a text table as --expression-csv" if {".csv", ".tsv", ".txt"} & set(path.suffixes) else ""
+        raise UserError(f"--input takes an h5ad file, a 10x .h5 file or a 10x folder, not {path.name}{hint}")
+    with reading(path, f"{path.suffix} file"), warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # duplicate names are an error later on
+        if path.suffix == ".h5":
+            cells = sc.read_10x_h5(path)
+            cells.var_names_make_unique()
+            return cells
+        cells = anndata.read_h5ad(path)
+    if layer:
+        if layer not in cells.layers:
+            raise UserError(f"{path} has no layer '{layer}', only {list(cells.layers)}{nearest(layer, cells.layers)}")
+        cells.X = cells.layers[layer]
+    if cells.X is None:
+        raise UserError(f"{path} has no X: give --layer, one of {list(cells.layers)}")
+    return cells
+
+
+def _read_10x_folder(folder: Path) -> AnnData:
+    """Read gene expression from a 10x folder of any age, its files gzipped or not, with or without a prefix."""
+    found = _files_of_10x(folder)
+    with reading(folder, "10x folder"):
+        X = io.mmread(found[0]).T
+        barcodes, features = (
+            pd.read_csv(file, sep="\t", header=None, dtype=str, keep_default_na=False, quoting=3) for file in found[1:]
+        )
+        if X.shape != (len(barcodes), len(features)):
+            raise UserError(
+                f"{found[0]} holds {X.shape[0]} cells x {X.shape[1]} genes, but its barcodes are {len(barcodes)} and "
+                f"its features {len(features)}: take the three files of one run"
+            )
+        cells = AnnData(sparse.csr_matrix(X, dtype=np.float32))
+        cells.obs_names = barcodes[0].to_numpy()
+        cells.var_names = features[min(1, features.shape[1] - 1)].to_numpy()
+        cells.var["gene_ids"] = features[0].to_numpy()
+        if features.shape[1] > 2:  # antibodies and guides are no genes
+            cells = cells[:, (features[2] == "Gene Expression").to_numpy()].copy()
+        cells.var_names_make_unique()
+    return cells
+
+
+def _files_of_10x(folder: Path) -> list[Path]:
+    """Find matrix, barcodes and features (`genes` in old versions) of a 10x folder, in this order."""
+    found = []
+    for stems in (["matrix.mtx"], ["barcodes.tsv"], ["features.tsv", "genes.tsv"]):
+        files = [file for stem in stems for end in ("", ".gz") for file in folder.glob(f"*{stem}{end}")]
+        if len(files) != 1:
+            raise UserError(f"a 10x folder holds one {' or '.join(stems)} (or .gz), but {folder} has {len(files)}")
+        found += files
+    return found
+
+
+def _labels(cells: AnnData, source: CellSource) -> tuple[list[str], str]:
+    """Return one label a cell, and where they come from."""
+    if source.labels_csv:
+        return read_labels(source.labels_csv, source.label_key, cells), source.labels_csv.name
+    key = source.label_key
+    if key not in cells.obs:
+        if key in cells.var:
+            raise UserError(f"'{key}' labels the genes, the matrix seems transposed: give or drop --transpose")
+        raise UserError(
+            f"there are no labels '{key}': name their column with --label-key, give --labels-csv, or let --cluster "
+            f"make some{nearest(key, cells.obs.columns)}"
+        )
+    labels = ["" if pd.isna(label) else str(label).strip() for label in cells.obs[key]]
+    check_labels(labels, None, cells, f"obs['{key}']")
+    return labels, f"obs['{key}']"
+
+
+def _leiden(cells: AnnData) -> list[str]:
+    """Cluster cells by Leiden on their 15-neighbour graph in PCA space, the same on every call."""
+    scale = cells.uns["scale"]
+    genes = cells.var_names if scale == "scaled" else select_genes(cells, CLUSTER_GENES)
+    log = AnnData(to_log(cells[:, genes].X, scale, TARGET_SUM))
+    n_pcs, n_neighbors = min(CLUSTER_PCS, *(size - 1 for size in log.shape)), min(CLUSTER_NEIGHBORS, cells.n_obs - 1)
+    if n_pcs < 1:
+        raise UserError(f"{log.n_obs} cells x {log.n_vars} variable genes are too few to cluster: give labels")
+    sc.pp.pca(log, n_comps=n_pcs, random_state=CLUSTER_SEED)
+    graph = kneighbors_graph(log.obsm["X_pca"], n_neighbors)
+    sc.tl.leiden(
+        log, adjacency=graph.maximum(graph.T), flavor="igraph", n_iterations=2, directed=False,
+        random_state=CLUSTER_SEED,
+    )  # fmt: skip
+    return [f"cluster {label}" for label in log.obs["leiden"]]
+
+
+def _checksums(cells: AnnData, source: CellSource) -> dict[str, str]:
+    """Return the SHA-256 of every file read; of the matrix itself where it came with scanpy."""
+    files = [path for path in (source.input, source.expression_csv, source.labels_csv) if path]
+    if source.input and source.input.is_dir():
+        files[:1] = _files_of_10x(source.input)
+    sums = {}
+    for path in files:
+        with existing(path).open("rb") as file:
+            sums[path.name] = hashlib.file_digest(file, "sha256").hexdigest()
+    return sums or {"pbmc68k": hashlib.sha256(cells.X.toarray().tobytes()).hexdigest()}

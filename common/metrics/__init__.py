@@ -1,0 +1,1 @@
+"""Measures of synthetic cells against held-out real ones."""

@@ -1,0 +1,181 @@
+"""Text tables as people have them: csv, tsv or txt, gzipped or not, with or without names.
+
+The rules by which a layout is recognised:
+
+- separator: whichever of tab, comma and semicolon is most frequent in the first line; white space if none is there;
+- header: the first field of the first line is empty, or most of the others are no numbers;
+- index: the header's first field is empty or missing, or the first field of the first row is no number.
+"""
+
+import csv
+import gzip
+from pathlib import Path
+from typing import TextIO, cast
+
+import numpy as np
+import pandas as pd
+from anndata import AnnData
+from scipy import sparse
+
+from common.checks import check_labels, nearest, reading
+from common.errors import UserError
+
+VALUES_AT_A_TIME = 20_000_000  # a chunk of the text held as numbers, 80 MB, however large the file
+
+
+def _open_text(path: Path) -> TextIO:
+    """Open a text file, gzipped or not, and refuse what its first bytes show to be something else."""
+    with path.open("rb") as file:
+        start = file.read(40)
+    if start.startswith(b"version https://git-lfs"):
+        raise UserError(f"{path} is a Git LFS pointer, not the data: fetch the file itself (python data/download.py)")
+    if start.startswith(b"\x1f\x8b") != (path.suffix == ".gz"):
+        raise UserError(f"{path} is {'' if path.suffix != '.gz' else 'not '}gzipped: let its ending say so, .gz or not")
+    if path.suffix == ".gz":
+        return cast(TextIO, gzip.open(path, "rt", encoding="utf-8-sig", newline=""))
+    return path.open(encoding="utf-8-sig", newline="")
+
+
+def _separator(line: str) -> str:
+    best = max("\t,;", key=line.count)
+    return best if best in line else r"\s+"
+
+
+def _fields(line: str, separator: str) -> list[str]:
+    if separator == r"\s+":
+        return [field.strip("\"'") for field in line.split()]
+    return next(csv.reader([line.rstrip("\r\n")], delimiter=separator), [])
+
+
+def _is_number(field: str) -> bool:
+    try:
+        float(field)
+    except ValueError:
+        return False
+    return True
+
+
+def read_expression(path: Path, *, header: bool | None = None, index: bool | None = None) -> AnnData:
+    """Read a text table of numbers.
+
+    Parameters
+    ----------
+    path
+        The table, gzipped if it ends in .gz.
+    header, index
+        Whether the first line and the first column hold names; None recognises it by the rules above.
+
+    Returns
+    -------
+    The rows as obs and the columns as var, in the file's orientation; X is CSR float32. Without names in the file, rows
+    and columns are counted from "0". Missing numbers become NaN.
+
+    Raises
+    ------
+    UserError
+        If the file is no such table, with the place of the first text among the numbers.
+    """
+    with reading(path, "text table"):
+        with _open_text(path) as file:
+            first, second = file.readline(), file.readline()
+        separator = _separator(first)
+        top, row = _fields(first, separator), _fields(second, separator)
+        if header is None:
+            texts = sum(not _is_number(field) for field in top[1:])
+            header = bool(top) and (not top[0] or 2 * texts > len(top[1:]))
+        if not header:
+            row = top
+        if not row:
+            raise UserError(f"{path} is empty: it holds no row of numbers")
+        if index is None:
+            index = (header and (not top[0] or len(row) == len(top) + 1)) or not _is_number(row[0] or "nan")
+        n_columns = len(row) - index
+        names: list[str] = []
+        blocks = []
+        types: dict[int, type] = dict.fromkeys(range(len(row)), np.float32) | ({0: str} if index else {})
+        try:
+            for chunk in pd.read_csv(
+                path, sep=separator, header=None, skiprows=int(header), encoding="utf-8-sig", dtype=types,
+                chunksize=max(1, VALUES_AT_A_TIME // len(row)),
+            ):  # fmt: skip
+                if index:
+                    names += chunk.pop(0).fillna("NA").tolist()
+                blocks.append(sparse.csr_matrix(chunk.to_numpy(np.float32)))
+        except ValueError as error:
+            place = _first_text(path, separator, header, index)
+            if place is None:
+                raise
+            raise UserError(f"{path} holds text among its numbers: {place}") from error
+    cells = AnnData(sparse.vstack(blocks, format="csr"))
+    if index:
+        cells.obs_names = names
+    if header:
+        if len(top) not in (n_columns, n_columns + index):
+            raise UserError(f"{path} has {len(top)} names in its header for {n_columns} columns: mend the header")
+        cells.var_names = top[-n_columns:]
+    return cells
+
+
+def _first_text(path: Path, separator: str, header: bool, index: bool) -> str | None:
+    """Say where the first text stands among the numbers, or None if all are numbers."""
+    with _open_text(path) as file:
+        for number, line in enumerate(file, start=1):
+            fields = _fields(line, separator)
+            for column, field in enumerate(fields[index:] if number > header else [], start=1 + index):
+                if field not in ("", "NA", "N/A", "NULL") and not _is_number(field):
+                    return f"'{field}' in line {number}, column {column}"
+    return None
+
+
+def read_labels(path: Path, key: str, cells: AnnData) -> list[str]:
+    """Read the cell types of given cells from a text table: a column of labels, or names and labels.
+
+    The first line is a header if the column's name is in it, or if there is one line more than cells and its label
+    occurs in no other line. With a header, the labels are the column of that name, or else the last of one or two
+    columns. The first column, if it is another one, names the cells.
+
+    Parameters
+    ----------
+    path
+        The table; separated by tab, comma or semicolon.
+    key
+        Name of the column of labels.
+    cells
+        The cells to be labelled, with which names and order are compared.
+
+    Returns
+    -------
+    Cell types, one a cell, stripped of white space.
+
+    Raises
+    ------
+    UserError
+        If the file is no such table, or does not fit the cells (`common.checks.check_labels`).
+    """
+    with reading(path, "table of labels"):
+        with _open_text(path) as file:
+            text = file.read()
+        lines = text.rstrip("\r\n").splitlines()
+        separator = _separator("".join(lines[:2]))
+        fields = csv.reader(lines, delimiter="," if separator == r"\s+" else separator)
+        rows = [[field.strip() for field in line] or [""] for line in fields]
+    if not rows:
+        raise UserError(f"{path} is empty: give one label a cell")
+    header = key in rows[0]
+    if not header and len(rows) == cells.n_obs + 1:
+        header = all(row[-1] != rows[0][-1] for row in rows[1:])
+    names = rows.pop(0) if header else []
+    n_columns = len(names or rows[0])
+    ragged = [number for number, row in enumerate(rows, start=1 + header) if len(row) != n_columns and row != [""]]
+    if key not in names and n_columns > 2:
+        hint = nearest(key, names) if header else "; it has no header that names it"
+        raise UserError(f"{path} has {n_columns} columns and none is called '{key}': give --label-key{hint}")
+    # R writes row names without a name over them: the rows are then one field longer than the header
+    shift = int(bool(names) and bool(rows) and all(len(row) == n_columns + 1 for row in rows))
+    if ragged and not shift:
+        raise UserError(f"{path} has another number of fields in line {ragged[0]} than in the first: mend that line")
+    column = (names.index(key) if key in names else n_columns - 1) + shift
+    labels = [row[min(column, len(row) - 1)] for row in rows]
+    ids = [row[0] for row in rows] if column > 0 else None
+    check_labels(labels, ids, cells, path.name)
+    return labels

@@ -1,0 +1,215 @@
+"""Paths, the DATASETS table and every hyperparameter. This is the file to edit.
+
+Values flow one way: this file -> a flag of the script -> a params object -> a function argument -> `run.json`.
+Algorithm code never imports this module; the scripts do. A flag beats the file, and there is no third source.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+ROOT = Path(__file__).resolve().parent
+DATA_DIR = ROOT / "data"
+RESULTS_DIR = ROOT / "results"
+SEED = 42  # as published
+
+
+# ---------------------------------------------------------------------------------------------- data sets
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """One row of the DATASETS table: where a data set lies, and the layout of its files.
+
+    Files are named relative to `DATA_DIR`. An `expression` of None marks the data set embedded in scanpy.
+    """
+
+    description: str
+    source: str
+    """publication or accession"""
+    rare_threshold: int
+    """a cell type with at most this many cells is rare"""
+    expression: str | None = None
+    """expression matrix, a text table"""
+    labels: str | None = None
+    """cell types, one line a cell"""
+    header: bool = False
+    """the expression table's first line holds names"""
+    index: bool = False
+    """the expression table's first column holds names"""
+    transpose: bool = False
+    """the expression table is genes x cells"""
+    label_column: str | None = None
+    """column of the label table; None when it has one column and no header"""
+    gene_separator: str | None = None
+    """gene names are cut at the first occurrence of this (`SYMBOL__chr`)"""
+    expression_sha256: str | None = None
+    """None where no checksum was published"""
+    labels_sha256: str | None = None
+
+
+DATASETS: dict[str, Dataset] = {
+    "pbmc68k": Dataset(
+        description="700 blood cells x 765 genes, 10 types; UMI counts, recovered from scanpy's pbmc68k_reduced",
+        source="Zheng 2017, doi 10.1038/ncomms14049",
+        rare_threshold=20,
+    ),
+    "yan": Dataset(
+        description="90 cells of human embryos x 10,564 genes, 6 types; Linnorm-normalised",
+        source="Yan 2013, GSE36552",
+        rare_threshold=10,
+        expression="expression_matrix/yan_process.csv",
+        labels="cell_types/yan_celltype.csv",
+        transpose=True,
+        expression_sha256="8df75d5e35b844c6a8f97b98b810232fa09c6683ab36eb1bfa16907717965b51",
+        labels_sha256="07d7954aaeee89bea8d97777af809be3f180d5a12de6bebf1f31766fea4397ca",
+    ),
+    "pollen": Dataset(
+        description="299 cells of 11 human tissues and lines x 14,802 genes, 11 types",
+        source="Pollen 2014, SRP041736",
+        rare_threshold=25,
+        expression="expression_matrix/pollen_process.txt",
+        labels="cell_types/pollenc.txt",
+    ),
+    "cbmc": Dataset(
+        description="7,895 cord blood cells x 2,000 genes, 13 types; scaled",
+        source="Stoeckius 2017, GSE100866",
+        rare_threshold=200,
+        expression="expression_matrix/cbmc_rna_scaled.csv",
+        labels="cell_types/cell_type_cbmc.csv",
+        header=True,
+        index=True,
+        transpose=True,
+        label_column="x",
+        expression_sha256="64fadce80ecad64c7f7acc87f7bf9f36d24bd027f979b0e6bfbe26af91b8ea5d",
+        labels_sha256="2299b4cb5b76b1d087d81b474049474da44bbf2e36990694d7e05c940a2fc904",
+    ),
+    "muraro": Dataset(
+        description="2,126 cells of human pancreas x 19,156 genes, 10 types",
+        source="Muraro 2016, GSE85241",
+        rare_threshold=200,
+        expression="expression_matrix/muraro_expression_matrix.csv",
+        labels="cell_types/muraro_cell_types.csv",
+        header=True,
+        label_column="cell_type",
+        gene_separator="__",
+        expression_sha256="2658b97e21f2076cfea23a13b402899ac4cb431fc1f6b219458aa8144e8cc2de",
+        labels_sha256="aa1a13937f673b6372fded40a20262d521e9e62f011eef2ad8054d2aa83914e5",
+    ),
+}
+
+
+# ---------------------------------------------------------------------------------------------- hyperparameters
+
+
+@dataclass(frozen=True)
+class SelectionParams:
+    """Stage 1: the cell-cell graph, the attention network and the choice of seed cells."""
+
+    leakage: float = 0.2
+    """share of the training cells that become seeds, and of the generator's input rows that start from a seed"""
+    rare_threshold: int | None = None
+    """a type with at most this many cells is rare; by default the data set's own, or 5 % of the cells if unknown"""
+    neighbors: int = 5
+    """neighbours of a cell in the kNN graph, the cell itself counted as one (as published)"""
+    graph_on: Literal["pcs", "genes"] = "pcs"
+    """space in which neighbours are searched, and the attention network's input"""
+    graph_pcs: int = 50
+    """principal components of the log-normalised cells, when graph_on is pcs"""
+    graph_symmetric: bool = True
+    """join two cells when either is a neighbour of the other; otherwise edges run from neighbour to cell only"""
+    gat_heads: int = 8
+    """attention heads of the first layer; the second has one"""
+    gat_hidden: int = 32
+    """features per head"""
+    gat_epochs: int = 500
+    """most full-batch epochs of the attention network"""
+    gat_lr: float = 5e-3
+    """learning rate (Adam)"""
+    gat_validation: float = 0.15
+    """share of each type's cells held back for early stopping; 0 trains on all cells for all epochs"""
+    gat_patience: int = 50
+    """epochs without a better validation loss before stopping"""
+    gat_balanced: bool = True
+    """weight the cross-entropy so that every type counts the same"""
+    priority_weight: float = 2.0
+    """extra weight of rare cells: what counts as 1 for others counts 1 + priority_weight for them"""
+    priority_on: Literal["loss", "features"] = "loss"
+    """where the priority weight acts: on the cross-entropy, or on the hidden features (as published)"""
+    rare_quota: bool = True
+    """share the seeds out by type, rare types first; otherwise the cells of highest attention, whatever their type"""
+
+
+@dataclass(frozen=True)
+class GarageParams(SelectionParams):
+    """Preset `garage`: an observation model anchors the generator, a critic refines it, marginals are calibrated."""
+
+    latent_dim: int = 10
+    """dimensions of the latent space"""
+    hidden_dim: int = 128
+    """width of the two hidden layers of encoder and decoder"""
+    batch_size: int = 128
+    """rows of a mini-batch"""
+    anchor_epochs: int = 150
+    """passes over the cells that maximise the likelihood before the critic joins"""
+    warmup_epochs: int = 30
+    """epochs over which the weight of the Kullback-Leibler term rises from 0 to 1"""
+    anchor_lr: float = 1e-3
+    """learning rate of the anchor phase (AdamW)"""
+    critic_steps: int = 1500
+    """adversarial steps; 0 leaves the critic out"""
+    critic_hidden: int = 256
+    """width of the two hidden layers of the critic"""
+    generator_lr: float = 2e-4
+    """learning rate of encoder and decoder in the adversarial phase (Adam)"""
+    critic_lr: float = 4e-4
+    """learning rate of the critic (Adam)"""
+    adversarial_weight: float = 10.0
+    """weight of the critic's verdict beside the negative ELBO"""
+    r1_weight: float = 1.0
+    """weight of the gradient penalty on real cells"""
+    r1_every: int = 8
+    """steps between two gradient penalties (lazy regularisation)"""
+    ema_decay: float = 0.995
+    """decay of the moving average of the generator's weights, from which cells are drawn"""
+    calibrate: bool = True
+    """bring each gene's marginal distribution in each type to that of the training cells"""
+    calibration_prior: float = 5.0
+    """cells' worth of trust in the network's own marginals; types with few cells lean on it"""
+    calibration_cells: int = 1000
+    """reference cells drawn per type to know the network's marginals"""
+
+
+@dataclass(frozen=True)
+class PaperParams(SelectionParams):
+    """Preset `paper`: the published model and loop (full batch), with real attention in place of the misreading."""
+
+    graph_on: Literal["pcs", "genes"] = "genes"
+    graph_symmetric: bool = False
+    gat_epochs: int = 7501
+    gat_validation: float = 0.0
+    gat_balanced: bool = False
+    priority_on: Literal["loss", "features"] = "features"
+    iterations: int = 20001
+    """full-batch iterations, each of several critic and generator steps"""
+    generator_hidden: tuple[int, ...] = (1024, 1024)
+    """hidden layers of the generator"""
+    critic_hidden: tuple[int, ...] = (512, 256)
+    """hidden layers of the critic; a gene-wide linear layer and the logit follow"""
+    generator_steps: int = 2
+    """generator steps an iteration"""
+    critic_steps: int = 5
+    """critic steps an iteration"""
+    generator_lr: float = 2e-4
+    """learning rate of the generator (RMSprop)"""
+    critic_lr: float = 4e-4
+    """learning rate of the critic (RMSprop)"""
+    real_target: float = 0.9
+    """the critic's smoothed label of real cells"""
+    fake_target: float = 0.1
+    """the critic's smoothed label of generated cells"""
+    clip_norm: float = 1.0
+    """gradient norm at which generator and critic are clipped"""
+
+
+PRESETS: dict[str, type[GarageParams] | type[PaperParams]] = {"garage": GarageParams, "paper": PaperParams}

@@ -1,0 +1,1 @@
+"""Where data sets lie, and the script that fetches them."""

@@ -1,0 +1,1 @@
+"""The method: seed cells chosen by attention, and the seeded GAN."""

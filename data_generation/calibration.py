@@ -1,0 +1,112 @@
+"""Marginal calibration: a network is good at dependence between genes, the cells themselves know the marginals.
+
+Each generated value is replaced by the value of the same rank in a target distribution, gene by gene and type by type.
+The target is the posterior mean of a Dirichlet process whose base measure is the network's own marginal (Ferguson 1973):
+training cells count one each, the network as many as `prior`. A type with thousands of cells gets its empirical
+marginal, one with three cells mostly what the network learnt from all types. Ranks are taken against stored quantiles of
+the network, not against the other cells of a batch, so a cell can be drawn alone; quantiles are interpolated, so values
+are not merely permuted.
+
+The atom at the floor (zero, or a scaled gene's lowest value) is kept apart: its probability is calibrated exactly.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+N_LEVELS = 33
+GENES_AT_ONCE = 2000  # bounds the memory of sorting
+
+
+def quantile_levels(n_levels: int = N_LEVELS) -> Tensor:
+    """Return levels from 0 to 1, denser towards the tails (Chebyshev spacing), shape (n_levels,)."""
+    return (1 - torch.cos(torch.pi * torch.linspace(0, 1, n_levels))) / 2
+
+
+def weighted_quantiles(values: Tensor, weights: Tensor, levels: Tensor) -> Tensor:
+    """Compute quantiles of each column, linear between the mid-ranks of the sorted values.
+
+    Parameters
+    ----------
+    values, weights
+        Shape (n_columns, n_values); weights are not negative and at least one a row is positive.
+    levels
+        Shape (n_levels,), in [0, 1].
+
+    Returns
+    -------
+    Shape (n_columns, n_levels).
+    """
+    ordered, order = values.sort(dim=1)
+    weights = weights.gather(1, order)
+    rank = (weights.cumsum(1) - weights / 2) / weights.sum(1, keepdim=True)
+    return interpolate(levels.expand(len(values), -1).contiguous(), rank, ordered)
+
+
+def interpolate(at: Tensor, x: Tensor, y: Tensor) -> Tensor:
+    """Evaluate piecewise linear functions, constant beyond their ends.
+
+    Parameters
+    ----------
+    at
+        Shape (n_functions, n_points).
+    x, y
+        Knots of shape (n_functions, n_knots), x not decreasing.
+    """
+    right = torch.searchsorted(x.contiguous(), at.contiguous()).clamp(1, x.shape[1] - 1)
+    x0, x1 = x.gather(1, right - 1), x.gather(1, right)
+    y0, y1 = y.gather(1, right - 1), y.gather(1, right)
+    share = ((at - x0) / (x1 - x0).clamp_min(1e-12)).clamp(0, 1)
+    return y0 + share * (y1 - y0)
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """The map of one type. Shapes: (n_genes,) for atoms and floor, (n_genes, n_levels) for quantiles above the floor."""
+
+    floor: Tensor
+    atom_from: Tensor
+    atom_to: Tensor
+    quantiles_from: Tensor
+    quantiles_to: Tensor
+
+    @classmethod
+    def fit(cls, real: Tensor, generated: Tensor, floor: Tensor, *, prior: float) -> "Calibration":
+        """Learn the map from a reference sample of the network to the cells of one type.
+
+        Parameters
+        ----------
+        real, generated
+            Shape (n_cells, n_genes) each, on the log-normalised or scaled values.
+        floor
+            Lowest value of each gene, shape (n_genes,).
+        prior
+            Cells' worth of trust in the network's own marginals.
+        """
+        levels = quantile_levels().to(real.device)
+        pooled = torch.cat([real, generated])
+        weights = torch.ones(len(pooled), 1, device=real.device)
+        weights[len(real) :] = prior / len(generated)
+        parts = []
+        for start in range(0, real.shape[1], GENES_AT_ONCE):
+            genes = slice(start, start + GENES_AT_ONCE)
+            for values, weight in ((generated[:, genes], torch.ones_like(generated[:, :1])), (pooled[:, genes], weights)):
+                above = (values > floor[genes]) * weight
+                atom = 1 - above.sum(0) / weight.sum()
+                above[:, above.sum(0) == 0] = 1.0  # never above the floor: any quantile does, none is used
+                parts.append((atom, weighted_quantiles(values.T, above.T, levels)))
+        atom_from, quantiles_from = (torch.cat(x) for x in zip(*parts[::2], strict=True))
+        atom_to, quantiles_to = (torch.cat(x) for x in zip(*parts[1::2], strict=True))
+        return cls(floor, atom_from, atom_to, quantiles_from, quantiles_to)
+
+    def apply(self, values: Tensor, rng: torch.Generator) -> Tensor:
+        """Carry generated values of shape (n_cells, n_genes) over to the target; ranks within the atom are random."""
+        levels = quantile_levels().to(values.device).expand(len(self.floor), -1)
+        v, floor = values.T, self.floor[:, None]
+        atom_from, atom_to = self.atom_from[:, None], self.atom_to[:, None]
+        within = interpolate(v, self.quantiles_from, levels)
+        chance = torch.rand(v.shape, generator=rng, device=v.device)
+        rank = torch.where(v > floor, atom_from + (1 - atom_from) * within, atom_from * chance)
+        above = ((rank - atom_to) / (1 - atom_to).clamp_min(1e-12)).clamp(0, 1)
+        return torch.where(rank < atom_to, floor, interpolate(above, levels, self.quantiles_to)).T

@@ -1,0 +1,357 @@
+"""Stage 1: which cells are worth starting from (paper, "Seed cell selection").
+
+A graph attention network (Velickovic et al. 2018, arXiv:1710.10903) learns the cell types on the cell-cell kNN graph.
+What the network's second layer pays to a cell, from the cells that listen to it, is that cell's attention; the cells of
+highest attention, a quota from every type, become the seeds of stage 2.
+"""
+
+import heapq
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import scipy.sparse as sp
+import torch
+import torch.nn.functional as F
+from sklearn.decomposition import PCA
+from sklearn.neighbors import NearestNeighbors
+from torch import Tensor, nn
+from torch_geometric.nn import GATConv
+
+from common.cli import Reporter
+from config import SelectionParams
+
+EXACT_UP_TO = 20_000  # cells; beyond this an approximate neighbour search saves hours and costs almost no recall
+CHECKPOINT_EVERY = 50  # epochs
+
+
+@dataclass(frozen=True)
+class Selection:
+    """What stage 1 found out about every training cell.
+
+    Shapes: attention, is_seed, is_rare (n_cells,); neighborhood (n_seeds, n_cells), rows in the order of
+    `np.flatnonzero(is_seed)`, each a distribution over the cells of its type that listen to the seed.
+    """
+
+    attention: np.ndarray
+    is_seed: np.ndarray
+    is_rare: np.ndarray
+    neighborhood: sp.csr_matrix
+    accuracy: float
+    """share of cells the network classifies correctly: held-back ones if there are any, otherwise training cells"""
+
+
+def graph_features(log_values: sp.csr_matrix, params: SelectionParams, *, seed: int) -> np.ndarray:
+    """Represent each cell for the neighbour search and the attention network.
+
+    Parameters
+    ----------
+    log_values
+        Log-normalised expression of shape (n_cells, n_genes).
+
+    Returns
+    -------
+    Array of shape (n_cells, n_features): principal components in units of the first one's standard deviation, or the
+    genes themselves.
+    """
+    if params.graph_on == "genes":
+        return log_values.toarray().astype(np.float32)
+    n_pcs = min(params.graph_pcs, min(log_values.shape) - 1)
+    if n_pcs < 1:
+        return log_values.toarray().astype(np.float32)
+    pcs = PCA(n_pcs, svd_solver="arpack", random_state=seed).fit_transform(log_values)
+    return (pcs / (pcs[:, 0].std() or 1.0)).astype(np.float32)
+
+
+def knn_graph(features: np.ndarray, n_neighbors: int, *, symmetric: bool, seed: int) -> np.ndarray:
+    """Connect every cell to its nearest neighbours (Euclidean).
+
+    Parameters
+    ----------
+    features
+        Shape (n_cells, n_features).
+    n_neighbors
+        Neighbours of a cell, the cell itself among them; cut to the number of cells.
+    symmetric
+        Keep an edge both ways when it exists one way.
+
+    Returns
+    -------
+    Edges of shape (2, n_edges), source above target, sorted, without self loops. An edge runs from the neighbour to the
+    cell: the cell listens to its neighbour.
+    """
+    n_cells = len(features)
+    k = min(n_neighbors, n_cells)
+    if n_cells <= EXACT_UP_TO:
+        search = NearestNeighbors(n_neighbors=k, algorithm="brute").fit(features)
+        found = search.kneighbors(features, return_distance=False)
+    else:
+        from pynndescent import NNDescent  # numba compiles for seconds: only the large pay
+
+        found, _ = NNDescent(features, n_neighbors=k, random_state=seed).neighbor_graph
+    target = np.repeat(np.arange(n_cells), k)
+    source = found.ravel()
+    others = source != target
+    joined = sp.csr_matrix((np.ones(others.sum(), dtype=bool), (source[others], target[others])), (n_cells, n_cells))
+    if symmetric:
+        joined = joined + joined.T
+    joined.sort_indices()
+    return np.stack(joined.nonzero()).astype(np.int64)
+
+
+class AttentionNet(nn.Module):
+    """Two graph attention layers: heads x hidden features, then one head over the types.
+
+    Shapes: x (n_cells, n_features), edge_index (2, n_edges) -> logits (n_cells, n_types) and, from the second layer,
+    (edge_index', alpha) where alpha of shape (n_edges', 1) belongs to edge_index', which has self loops appended.
+    """
+
+    def __init__(self, n_features: int, n_types: int, params: SelectionParams) -> None:
+        super().__init__()
+        self.hidden = GATConv(n_features, params.gat_hidden, heads=params.gat_heads)
+        self.out = GATConv(params.gat_hidden * params.gat_heads, n_types, heads=1)
+
+    def forward(self, x: Tensor, edge_index: Tensor, scale: Tensor) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+        hidden = F.relu(self.hidden(x, edge_index) * scale)
+        return self.out(hidden, edge_index, return_attention_weights=True)
+
+
+def split_validation(types: np.ndarray, fraction: float, rng: torch.Generator) -> np.ndarray:
+    """Hold back a share of every type (rounded down, so that small types keep all their cells).
+
+    Returns
+    -------
+    Boolean mask of shape (n_cells,), true for cells held back.
+    """
+    held = np.zeros(len(types), dtype=bool)
+    for t in np.unique(types):
+        members = np.flatnonzero(types == t)
+        shuffled = members[torch.randperm(len(members), generator=rng).numpy()]
+        held[shuffled[: int(fraction * len(members))]] = True
+    return held
+
+
+def train_attention(
+    features: np.ndarray,
+    edge_index: np.ndarray,
+    types: np.ndarray,
+    is_rare: np.ndarray,
+    params: SelectionParams,
+    *,
+    seed: int,
+    device: torch.device,
+    report: Reporter,
+    state: dict[str, Any] | None = None,
+    checkpoint: Callable[[dict[str, Any]], None] | None = None,
+) -> tuple[np.ndarray, np.ndarray, float]:
+    """Learn the cell types on the graph and return what the second layer attends to.
+
+    Parameters
+    ----------
+    features, edge_index
+        From `graph_features` and `knn_graph`.
+    types
+        Type codes of shape (n_cells,), 0 to n_types - 1.
+    is_rare
+        Shape (n_cells,); these cells carry the priority weight.
+    state, checkpoint
+        A state to go on from, and what to call with the state every `CHECKPOINT_EVERY` epochs.
+
+    Returns
+    -------
+    Edges of shape (2, n_edges + n_cells), self loops included; their attention, of shape (n_edges + n_cells,), which
+    sums to 1 over the edges into each cell; and the accuracy on cells held back (training cells if none are).
+    """
+    rng = torch.Generator().manual_seed(seed)
+    held = torch.from_numpy(split_validation(types, params.gat_validation, rng)).to(device)
+    x, y = torch.from_numpy(features).to(device), torch.from_numpy(types.astype(np.int64)).to(device)
+    edges = torch.from_numpy(edge_index).to(device)
+    priority = torch.where(torch.from_numpy(is_rare).to(device), 1.0 + params.priority_weight, 1.0)
+    weight = torch.ones_like(priority)
+    if params.gat_balanced:
+        weight = weight / torch.bincount(y).clamp(min=1)[y]
+    scale = torch.ones_like(priority)[:, None]
+    if params.priority_on == "loss":
+        weight = weight * priority
+    else:
+        scale = priority[:, None]
+
+    n_types = int(types.max()) + 1
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)  # PyG initialises from the global generator
+        net = AttentionNet(x.shape[1], n_types, params)
+    net.to(device)
+    optimizer = torch.optim.Adam(net.parameters(), lr=params.gat_lr)
+    epoch, best, best_epoch, best_weights = 0, float("inf"), 0, net.state_dict()
+    if state is not None:
+        net.load_state_dict(state["net"])
+        optimizer.load_state_dict(state["optimizer"])
+        epoch, best, best_epoch, best_weights = (state[k] for k in ("epoch", "best", "best_epoch", "best_weights"))
+
+    has_validation = bool(held.any())
+    while epoch < params.gat_epochs and not (has_validation and epoch - best_epoch >= params.gat_patience):
+        logits, _ = net(x, edges, scale)
+        losses = weight * F.cross_entropy(logits, y, reduction="none")
+        loss = losses[~held].sum() / weight[~held].sum()
+        if has_validation:
+            # before the step, so that the weights that are kept are those that were judged
+            validation = float(losses[held].sum().detach() / weight[held].sum())
+            if validation < best:
+                best, best_epoch = validation, epoch
+                best_weights = {k: v.detach().clone() for k, v in net.state_dict().items()}
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        epoch += 1
+        if epoch % 10 == 0:
+            report("attention", epoch, params.gat_epochs, loss=float(loss.detach()))
+        if checkpoint is not None and epoch % CHECKPOINT_EVERY == 0:
+            checkpoint(
+                {
+                    "net": net.state_dict(), "optimizer": optimizer.state_dict(), "epoch": epoch,
+                    "best": best, "best_epoch": best_epoch, "best_weights": best_weights,
+                }
+            )  # fmt: skip
+    if has_validation:
+        net.load_state_dict(best_weights)
+    report("attention", params.gat_epochs, params.gat_epochs)
+    with torch.no_grad():
+        logits, (looped_edges, alpha) = net(x, edges, scale)
+    right = (logits.argmax(1) == y)[held if has_validation else slice(None)]
+    return looped_edges.cpu().numpy(), alpha.squeeze(1).cpu().numpy(), float(right.float().mean())
+
+
+def cell_attention(edge_index: np.ndarray, alpha: np.ndarray, n_cells: int) -> np.ndarray:
+    """Score each cell by what OTHERS pay to it, whatever its degree.
+
+    alpha sums to 1 over the edges into a cell, so a listener with many neighbours pays each of them little. Times the
+    listener's in-degree, a payment of 1 is an even share; a cell's attention is the mean over its listeners.
+
+    Parameters
+    ----------
+    edge_index, alpha
+        Edges with self loops, and the attention that belongs to them, as `train_attention` returns them.
+
+    Returns
+    -------
+    Shape (n_cells,). 1 is what an untrained network pays; 0 means that no cell listens.
+    """
+    source, target = edge_index
+    in_degree = np.bincount(target, minlength=n_cells)  # the self loop counts: alpha is shared with it
+    others = source != target
+    paid = np.bincount(source[others], (alpha * in_degree[target])[others], minlength=n_cells)
+    listeners = np.bincount(source[others], minlength=n_cells)
+    return paid / np.maximum(listeners, 1)
+
+
+def seed_quota(sizes: np.ndarray, n_seeds: int, is_rare: np.ndarray, priority_weight: float) -> np.ndarray:
+    """Share seeds out among types: one each, rare types first, the rest by highest averages (D'Hondt).
+
+    Parameters
+    ----------
+    sizes
+        Cells of each type, shape (n_types,).
+    n_seeds
+        Seeds to share out; raised to the number of types, so that no type goes without.
+    is_rare
+        Shape (n_types,); a rare type's cells count 1 + priority_weight.
+
+    Returns
+    -------
+    Seeds of each type, shape (n_types,), never more than its cells.
+    """
+    quota = np.minimum(sizes, 1)
+    votes = sizes * np.where(is_rare, 1.0 + priority_weight, 1.0)
+    queue = [(-votes[t] / 2, t) for t in range(len(sizes)) if sizes[t] > 1]
+    heapq.heapify(queue)
+    for _ in range(min(n_seeds, int(sizes.sum())) - int(quota.sum())):
+        _, t = heapq.heappop(queue)
+        quota[t] += 1
+        if quota[t] < sizes[t]:
+            heapq.heappush(queue, (-votes[t] / (quota[t] + 1), t))
+    return quota
+
+
+def choose_seeds(attention: np.ndarray, types: np.ndarray, is_rare: np.ndarray, params: SelectionParams) -> np.ndarray:
+    """Choose ceil(leakage x n_cells) seeds: in each type those of highest attention, as many as its quota.
+
+    Returns
+    -------
+    Boolean mask of shape (n_cells,).
+    """
+    is_seed = np.zeros(len(types), dtype=bool)
+    n_seeds = int(np.ceil(params.leakage * len(types)))
+    if n_seeds == 0:
+        return is_seed
+    best_first = np.argsort(-attention, kind="stable")
+    if not params.rare_quota:
+        is_seed[best_first[:n_seeds]] = True
+        return is_seed
+    sizes = np.bincount(types)
+    type_is_rare = np.bincount(types, is_rare) > 0
+    for t, quota in enumerate(seed_quota(sizes, n_seeds, type_is_rare, params.priority_weight)):
+        is_seed[best_first[types[best_first] == t][:quota]] = True
+    return is_seed
+
+
+def seed_neighborhoods(edge_index: np.ndarray, alpha: np.ndarray, types: np.ndarray, seeds: np.ndarray) -> sp.csr_matrix:
+    """Give each seed the distribution over its listeners of its own type, in proportion to what they pay to it.
+
+    Returns
+    -------
+    Shape (n_seeds, n_cells), rows sum to 1. A seed nobody of its type listens to stands for itself.
+    """
+    source, target = edge_index
+    kin = (source != target) & (types[source] == types[target])
+    shape = (len(types), len(types))
+    paid = sp.csr_matrix((alpha[kin].astype(np.float64), (source[kin], target[kin])), shape)[seeds]
+    total = np.asarray(paid.sum(1)).ravel()
+    alone = np.flatnonzero(total == 0)
+    itself = sp.csr_matrix((np.ones(len(alone)), (alone, seeds[alone])), shape=paid.shape)
+    return sp.csr_matrix(sp.diags(1 / np.where(total == 0, 1.0, total)) @ paid + itself)
+
+
+def rare_types(types: np.ndarray, threshold: int | None) -> np.ndarray:
+    """Tell which cells are of a rare type: at most `threshold` cells, or 5 % of all cells when the threshold is None.
+
+    Returns
+    -------
+    Boolean mask of shape (n_cells,).
+    """
+    limit = 0.05 * len(types) if threshold is None else threshold
+    return np.bincount(types)[types] <= limit
+
+
+def select(
+    log_values: sp.csr_matrix,
+    types: np.ndarray,
+    params: SelectionParams,
+    *,
+    seed: int,
+    device: torch.device,
+    report: Reporter,
+    state: dict[str, Any] | None = None,
+    checkpoint: Callable[[dict[str, Any]], None] | None = None,
+) -> Selection:
+    """Run stage 1.
+
+    Parameters
+    ----------
+    log_values
+        Log-normalised expression of shape (n_cells, n_genes).
+    types
+        Type codes of shape (n_cells,), 0 to n_types - 1.
+    """
+    n_cells = len(types)
+    is_rare = rare_types(types, params.rare_threshold)
+    features = graph_features(log_values, params, seed=seed)
+    edges = knn_graph(features, params.neighbors, symmetric=params.graph_symmetric, seed=seed)
+    edges, alpha, accuracy = train_attention(
+        features, edges, types, is_rare, params,
+        seed=seed, device=device, report=report, state=state, checkpoint=checkpoint,
+    )  # fmt: skip
+    attention = cell_attention(edges, alpha, n_cells)
+    is_seed = choose_seeds(attention, types, is_rare, params)
+    neighborhood = seed_neighborhoods(edges, alpha, types, np.flatnonzero(is_seed))
+    return Selection(attention, is_seed, is_rare, neighborhood, accuracy)

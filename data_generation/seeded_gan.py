@@ -1,0 +1,395 @@
+"""Stage 2 of preset `garage`: a generator anchored by likelihood, fed with noise rows and seed rows, refined by a critic.
+
+The generator is the decoder of a conditional variational autoencoder with an observation model for the input's scale.
+Its input is a hybrid batch (paper, "attention-guided leakage"): noise rows draw their latent vector from the prior, seed
+rows from the posterior of a seed cell. A seed row is asked for a cell of the seed's NEIGHBOURHOOD, a neighbour drawn in
+proportion to attention, so that it ties the generator to the manifold without teaching it to copy the seed.
+
+1. Anchor: maximise the evidence lower bound (Kingma & Welling 2014).
+2. Critic: continue with a projection critic (Miyato & Koyama 2018), logistic loss and lazy R1 penalty on real cells
+   (Mescheder et al. 2018); cells are drawn from a moving average of the weights.
+3. Calibration of each type's marginals (`calibration.py`).
+"""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import scipy.sparse as sp
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from common.cli import Reporter
+from common.networks import mlp
+from common.scale import Scale
+from config import GarageParams
+from data_generation.calibration import Calibration, interpolate, quantile_levels, weighted_quantiles
+from data_generation.cell_selection import Selection
+from data_generation.observation import Gaussian, HurdleGamma, NegativeBinomial, ObservationModel
+
+PROFILE_PRIOR = 10.0  # cells' worth of the population's mean in each type's mean profile
+ROWS_AT_ONCE = 1024  # cells generated at a time
+LOG_EVERY = 10  # steps between two rows of the loss table
+
+
+@dataclass(frozen=True)
+class TrainingCells:
+    """Training cells on the device. Shapes: x (n_cells, n_genes), types (n_cells,), size (n_cells, 1)."""
+
+    x: Tensor
+    """counts, log-normalised or scaled values"""
+    types: Tensor
+    size: Tensor
+    """log library size of counts, otherwise 0"""
+    target_sum: float
+    """library size to which counts are normalised: the median"""
+
+    @classmethod
+    def on(cls, device: torch.device, X: sp.csr_matrix, types: np.ndarray, scale: Scale) -> "TrainingCells":
+        """Move cells of shape (n_cells, n_genes) to a device; linear values are logged on the way."""
+        x = torch.from_numpy(np.asarray(X.toarray(), dtype=np.float32)).to(device)
+        if scale == "linear":
+            x = x.log1p()
+        total = x.sum(1, keepdim=True)
+        size = total.log() if scale == "counts" else torch.zeros_like(total)
+        target = float(total.median()) if scale == "counts" else 1.0
+        return cls(x, torch.from_numpy(types.astype(np.int64)).to(device), size, target)
+
+
+def _type_means(values: Tensor, types: Tensor, n_types: int) -> Tensor:
+    """Mean of each type, shrunk towards the population's: shape (n_types, n_genes)."""
+    member = F.one_hot(types, n_types).to(values.dtype).T  # (T, n)
+    return (member @ values + PROFILE_PRIOR * values.mean(0)) / (member.sum(1, keepdim=True) + PROFILE_PRIOR)
+
+
+def observation_model(cells: TrainingCells, scale: Scale, n_types: int) -> ObservationModel:
+    """Build the observation model of a scale, started at the types' own mean profiles."""
+    if scale == "counts":
+        shares = _type_means(cells.x / cells.size.exp(), cells.types, n_types)
+        return NegativeBinomial((shares + 1e-8).log())
+    if scale == "scaled":
+        return Gaussian(_type_means(cells.x, cells.types, n_types))
+    detected = _type_means((cells.x > 0).float(), cells.types, n_types).clamp(1e-3, 1 - 1e-3)
+    level = _type_means(cells.x, cells.types, n_types) / detected
+    return HurdleGamma(detected.logit(), level.clamp_min(1e-3).log())
+
+
+class Generator(nn.Module):
+    """Encoder, decoder and observation model.
+
+    Shapes: x (B, G), types (B,), size (B, 1), z (B, latent_dim).
+    """
+
+    def __init__(
+        self, n_genes: int, n_types: int, observation: ObservationModel, params: GarageParams, *,
+        counts: bool, target_sum: float, size_mean: float, size_sd: float,
+    ) -> None:  # fmt: skip
+        super().__init__()
+        hidden = (params.hidden_dim, params.hidden_dim)
+        self.n_types, self.counts, self.target_sum = n_types, counts, target_sum
+        self.size_mean, self.size_sd = size_mean, size_sd
+        self.encoder = mlp(n_genes + n_types + 1, hidden, 2 * params.latent_dim)
+        self.decoder = mlp(params.latent_dim + n_types + 1, hidden, observation.outputs * n_genes)
+        self.observation: Any = observation
+        # at the start every cell of a type has the type's mean profile
+        nn.init.zeros_(self.decoder[-1].bias)  # type: ignore[arg-type]
+        self.decoder[-1].weight.data.mul_(0.1)  # type: ignore[operator, union-attr]
+
+    def normalise(self, x: Tensor) -> Tensor:
+        """Return log-normalised values: what encoder, critic and calibration see. Scaled values stay as they are."""
+        if not self.counts:
+            return x
+        return torch.log1p(x * (self.target_sum / x.sum(1, keepdim=True).clamp_min(1.0)))
+
+    def denormalise(self, v: Tensor, size: Tensor) -> Tensor:
+        """Undo `normalise` for cells of log library size `size`: whole counts, where what was above zero stays so."""
+        if not self.counts:
+            return v
+        x = v.expm1() * (size.exp() / self.target_sum)
+        return torch.where(v > 0, x.round().clamp_min(1.0), 0.0)
+
+    def _condition(self, types: Tensor, size: Tensor) -> Tensor:
+        return torch.cat([F.one_hot(types, self.n_types).float(), (size - self.size_mean) / self.size_sd], dim=1)
+
+    def encode(self, x: Tensor, types: Tensor, size: Tensor) -> tuple[Tensor, Tensor]:
+        """Return mean and log variance of the posterior of z."""
+        out = self.encoder(torch.cat([self.normalise(x), self._condition(types, size)], dim=1))
+        mean, log_variance = out.chunk(2, dim=1)
+        return mean, log_variance.clamp(-10, 10)
+
+    def decode(self, z: Tensor, types: Tensor, size: Tensor) -> Tensor:
+        """Return the observation model's input."""
+        return self.decoder(torch.cat([z, self._condition(types, size)], dim=1))
+
+
+class Critic(nn.Module):
+    """Projection critic: how real a cell looks, and how much like its type.
+
+    Shapes: log-normalised v (B, G), types (B,) -> (B,).
+    """
+
+    def __init__(self, n_genes: int, n_types: int, params: GarageParams) -> None:
+        super().__init__()
+        self.body = mlp(n_genes, (params.critic_hidden,), params.critic_hidden, norm=False)
+        self.verdict = nn.Linear(params.critic_hidden, 1)
+        self.types = nn.Embedding(n_types, params.critic_hidden)
+        nn.init.zeros_(self.types.weight)
+
+    def forward(self, v: Tensor, types: Tensor) -> Tensor:
+        h = F.silu(self.body(v))
+        return self.verdict(h).squeeze(1) + (h * self.types(types)).sum(1)
+
+
+def _reparameterise(mean: Tensor, log_variance: Tensor, rng: torch.Generator) -> Tensor:
+    noise = torch.randn(mean.shape, generator=rng, device=mean.device)
+    return mean + (0.5 * log_variance).exp() * noise
+
+
+class SeedRows:
+    """Draws seed rows: a seed, and a cell of its neighbourhood in proportion to attention."""
+
+    def __init__(self, selection: Selection, device: torch.device) -> None:
+        self.seeds = torch.from_numpy(np.flatnonzero(selection.is_seed)).to(device)
+        hood = selection.neighborhood.tocsr()
+        width = int(np.diff(hood.indptr).max()) if len(self.seeds) else 1
+        neighbors = np.zeros((len(self.seeds), width), dtype=np.int64)
+        chances = np.zeros((len(self.seeds), width), dtype=np.float32)
+        for row, (start, end) in enumerate(zip(hood.indptr[:-1], hood.indptr[1:], strict=True)):
+            neighbors[row, : end - start] = hood.indices[start:end]
+            chances[row, : end - start] = hood.data[start:end]
+        self.neighbors, self.chances = torch.from_numpy(neighbors).to(device), torch.from_numpy(chances).to(device)
+
+    def draw(self, n_rows: int, rng: torch.Generator) -> tuple[Tensor, Tensor]:
+        """Return cell indices of shape (n_rows,): the seeds, and the neighbours they are to produce."""
+        row = torch.randint(len(self.seeds), (n_rows,), generator=rng, device=self.seeds.device)
+        column = torch.multinomial(self.chances[row], 1, generator=rng)
+        return self.seeds[row], self.neighbors[row].gather(1, column).squeeze(1)
+
+
+class Training:
+    """The state of a run of stage 2, and the two phases that move it on."""
+
+    def __init__(
+        self, cells: TrainingCells, selection: Selection, params: GarageParams, scale: Scale, n_types: int, *, seed: int
+    ) -> None:
+        self.cells, self.params, self.n_types = cells, params, n_types
+        device = cells.x.device
+        self.seed_rows = SeedRows(selection, device)
+        self.rng = torch.Generator(device).manual_seed(seed)
+        n_genes = cells.x.shape[1]
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            self.generator = Generator(
+                n_genes, n_types, observation_model(cells, scale, n_types), params,
+                counts=scale == "counts", target_sum=cells.target_sum,
+                size_mean=float(cells.size.mean()), size_sd=float(cells.size.std(correction=0)) or 1.0,
+            ).to(device)  # fmt: skip
+            self.critic = Critic(n_genes, n_types, params).to(device)
+        self.anchor_optimizer = torch.optim.AdamW(self.generator.parameters(), lr=params.anchor_lr)
+        self.generator_optimizer = torch.optim.Adam(self.generator.parameters(), lr=params.generator_lr, betas=(0.5, 0.99))
+        self.critic_optimizer = torch.optim.Adam(self.critic.parameters(), lr=params.critic_lr, betas=(0.5, 0.99))
+        self.average = {k: v.detach().clone() for k, v in self.generator.state_dict().items()}
+        self.step = 0
+        self.losses: list[dict[str, float]] = []
+
+        # a hybrid batch: the share `leakage` of its rows starts from seeds
+        self.n_rows = min(params.batch_size, len(cells.x))
+        self.n_seed_rows = round(params.leakage * self.n_rows) if len(self.seed_rows.seeds) else 0
+        self.steps_per_epoch = math.ceil(len(cells.x) / max(1, self.n_rows - self.n_seed_rows))
+        self.anchor_steps = params.anchor_epochs * self.steps_per_epoch
+        self.total_steps = self.anchor_steps + params.critic_steps
+
+    # -- one hybrid batch
+
+    def _batch(self) -> tuple[Tensor, Tensor]:
+        """Return indices of shape (n_rows,): the cells to encode, and the cells to produce."""
+        n_own = self.n_rows - self.n_seed_rows
+        own = torch.randint(len(self.cells.x), (n_own,), generator=self.rng, device=self.cells.x.device)
+        if not self.n_seed_rows:
+            return own, own
+        seeds, neighbors = self.seed_rows.draw(self.n_seed_rows, self.rng)
+        return torch.cat([own, seeds]), torch.cat([own, neighbors])
+
+    def _negative_elbo(self, start: Tensor, goal: Tensor, kl_weight: float) -> tuple[Tensor, Tensor, Tensor]:
+        """Return the reconstruction and KL terms (means over rows) and z, for rows that start from and aim at cells."""
+        x, types, size = self.cells.x, self.cells.types, self.cells.size
+        mean, log_variance = self.generator.encode(x[start], types[start], size[start])
+        z = _reparameterise(mean, log_variance, self.rng)
+        decoded = self.generator.decode(z, types[goal], size[goal])
+        nll = -self.generator.observation.log_likelihood(x[goal], decoded, types[goal], size[goal]).mean()
+        kl = 0.5 * (mean.square() + log_variance.exp() - 1 - log_variance).sum(1).mean()
+        return nll, kl_weight * kl, z
+
+    def anchor_step(self) -> dict[str, float | Tensor]:
+        """Take one step up the evidence lower bound."""
+        kl_weight = min(1.0, (self.step + 1) / (self.params.warmup_epochs * self.steps_per_epoch + 1))
+        nll, kl, _ = self._negative_elbo(*self._batch(), kl_weight)
+        self.anchor_optimizer.zero_grad()
+        (nll + kl).backward()
+        self.anchor_optimizer.step()
+        return {"nll": nll.detach(), "kl": kl.detach()}
+
+    def critic_step(self) -> dict[str, float | Tensor]:
+        """Take one step of the critic and one of the generator."""
+        params, cells = self.params, self.cells
+        start, goal = self._batch()
+        types, size = cells.types[goal], cells.size[goal]
+        real = self.generator.normalise(cells.x[goal])
+        nll, kl, z = self._negative_elbo(start, goal, 1.0)
+        # seed rows keep the posterior of their seed, the others become noise rows
+        n_noise = self.n_rows - self.n_seed_rows
+        noise = torch.randn((n_noise, z.shape[1]), generator=self.rng, device=z.device)
+        z = torch.cat([noise, z[n_noise:]])
+        decoded = self.generator.decode(z, types, size)
+        fake = self.generator.normalise(self.generator.observation.draw(decoded, types, size, self.rng))
+
+        penalise = self.step % params.r1_every == 0
+        real.requires_grad_(penalise)
+        verdict_real, verdict_fake = self.critic(real, types), self.critic(fake.detach(), types)
+        critic_loss = F.softplus(-verdict_real).mean() + F.softplus(verdict_fake).mean()
+        loss = critic_loss
+        if penalise:
+            (gradient,) = torch.autograd.grad(verdict_real.sum(), real, create_graph=True)
+            loss = loss + 0.5 * params.r1_weight * params.r1_every * gradient.square().sum(1).mean()
+        self.critic_optimizer.zero_grad()
+        loss.backward()
+        self.critic_optimizer.step()
+
+        self.critic.requires_grad_(False)
+        adversarial = F.softplus(-self.critic(fake, types)).mean()
+        self.critic.requires_grad_(True)
+        self.generator_optimizer.zero_grad()
+        (nll + kl + params.adversarial_weight * adversarial).backward()
+        self.generator_optimizer.step()
+        return {
+            "nll": nll.detach(), "kl": kl.detach(), "adversarial": adversarial.detach(), "critic": critic_loss.detach(),
+        }  # fmt: skip
+
+    def _follow(self) -> None:
+        """Move the average after the weights; during the anchor phase it is the weights."""
+        for name, value in self.generator.state_dict().items():
+            if self.step <= self.anchor_steps:
+                self.average[name].copy_(value)
+            else:
+                self.average[name].lerp_(value, 1 - self.params.ema_decay)
+
+    def run(self, report: Reporter, checkpoint: Callable[[dict[str, Any]], None] | None = None) -> None:
+        """Take all steps that are left."""
+        while self.step < self.total_steps:
+            anchoring = self.step < self.anchor_steps
+            terms = self.anchor_step() if anchoring else self.critic_step()
+            self.step += 1
+            if self.step == self.anchor_steps or not anchoring:
+                self._follow()
+            if self.step % LOG_EVERY == 0 or self.step == self.total_steps:
+                row = {name: float(value) for name, value in terms.items()}
+                self.losses.append({"step": self.step, **row})
+                if anchoring:
+                    report("anchor", self.step, self.anchor_steps, **row)
+                else:
+                    report("critic", self.step - self.anchor_steps, self.params.critic_steps, **row)
+            if checkpoint is not None:
+                checkpoint(self.state())
+        self.generator.load_state_dict(self.average)
+
+    def state(self) -> dict[str, Any]:
+        """Return everything needed to go on exactly, as tensors, numbers, lists and dicts."""
+        return {
+            "step": self.step, "losses": self.losses, "rng": self.rng.get_state(), "average": self.average,
+            **{name: getattr(self, name).state_dict() for name in self._stateful},
+        }  # fmt: skip
+
+    def load(self, state: dict[str, Any]) -> None:
+        """Go on from a state."""
+        self.step, self.losses = state["step"], state["losses"]
+        self.average = {k: v.to(self.cells.x.device) for k, v in state["average"].items()}
+        self.rng.set_state(state["rng"].cpu())
+        for name in self._stateful:
+            getattr(self, name).load_state_dict(state[name])
+
+    _stateful = ("generator", "critic", "anchor_optimizer", "generator_optimizer", "critic_optimizer")
+
+
+@dataclass
+class SeededGan:
+    """A trained generator and what drawing cells needs. It holds no cell: seeds are kept as posteriors.
+
+    Shapes: latent_mean (T, L), latent_factor (T, L, L), sizes (T, n_levels), seed_mean and seed_log_variance
+    (n_seeds, L), seed_types (n_seeds,).
+    """
+
+    generator: Generator
+    leakage: float
+    latent_mean: Tensor
+    latent_factor: Tensor
+    sizes: Tensor
+    seed_mean: Tensor
+    seed_log_variance: Tensor
+    seed_types: Tensor
+    calibrations: list[Calibration]
+
+    @torch.no_grad()
+    def draw_type(self, t: int, n_rows: int, rng: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
+        """Draw cells of one type before calibration: x (n_rows, G), size (n_rows, 1), and which rows are seed rows."""
+        device = self.sizes.device
+        types = torch.full((n_rows,), t, device=device)
+        levels = quantile_levels().to(device)[None]
+        chance = torch.rand((1, n_rows), generator=rng, device=device)
+        size = interpolate(chance, levels, self.sizes[t][None]).T
+        z = torch.randn((n_rows, self.latent_mean.shape[1]), generator=rng, device=device)
+        z = self.latent_mean[t] + z @ self.latent_factor[t].T
+        seeds = torch.nonzero(self.seed_types == t).squeeze(1)
+        is_seed = (torch.rand(n_rows, generator=rng, device=device) < self.leakage) & (len(seeds) > 0)
+        if len(seeds):
+            row = seeds[torch.randint(len(seeds), (n_rows,), generator=rng, device=device)]
+            posterior = _reparameterise(self.seed_mean[row], self.seed_log_variance[row], rng)
+            z = torch.where(is_seed[:, None], posterior, z)
+        x = self.generator.observation.draw(self.generator.decode(z, types, size), types, size, rng)
+        return x, size, is_seed
+
+    @torch.no_grad()
+    def sample_type(self, t: int, n_rows: int, rng: torch.Generator) -> tuple[Tensor, Tensor]:
+        """Draw calibrated cells of one type: x (n_rows, G) and which rows are seed rows."""
+        x, size, is_seed = self.draw_type(t, n_rows, rng)
+        if self.calibrations:
+            v = self.calibrations[t].apply(self.generator.normalise(x), rng)
+            x = self.generator.denormalise(v, size)
+        return x, is_seed
+
+
+def finish(training: Training) -> SeededGan:
+    """Turn a finished training into a model to draw from: latent distribution, sizes and calibration of each type."""
+    cells, params, generator = training.cells, training.params, training.generator.eval().requires_grad_(False)
+    T, L = training.n_types, params.latent_dim
+    mean, log_variance = generator.encode(cells.x, cells.types, cells.size)
+    latent_mean, latent_factor = torch.zeros(T, L), torch.zeros(T, L, L)
+    sizes = torch.zeros(T, len(quantile_levels()))
+    identity = torch.eye(L)
+    center = torch.stack([cells.size[cells.types == t].mean() for t in range(T)])
+    residual = cells.size.squeeze(1) - center[cells.types]
+    for t in range(T):
+        own = cells.types == t
+        n, prior = int(own.sum()), params.calibration_prior
+        m, second = mean[own].mean(0), mean[own].T @ mean[own] / n + log_variance[own].exp().mean(0).diag()
+        shrunk = n * m / (n + prior)
+        covariance = (n * second + prior * identity) / (n + prior) - shrunk.outer(shrunk)
+        latent_mean[t], latent_factor[t] = shrunk, torch.linalg.cholesky(covariance)
+        values = torch.cat([cells.size[own].squeeze(1), center[t] + residual])
+        weights = torch.cat([torch.ones(n), torch.full((len(residual),), prior / len(residual))])
+        sizes[t] = weighted_quantiles(values[None], weights[None], quantile_levels())[0]
+    seeds = training.seed_rows.seeds
+    model = SeededGan(
+        generator, params.leakage if len(seeds) else 0.0, latent_mean, latent_factor, sizes,
+        mean[seeds], log_variance[seeds], cells.types[seeds], [],
+    )
+    if params.calibrate:
+        rng = training.rng
+        real = generator.normalise(cells.x)
+        floor = torch.zeros_like(real[0]) if real.min() >= 0 else real.min(0).values
+        for t in range(T):
+            generated = generator.normalise(model.draw_type(t, params.calibration_cells, rng)[0])
+            model.calibrations.append(Calibration.fit(real[cells.types == t], generated, floor, prior=params.calibration_prior))
+    return model
