@@ -19,17 +19,17 @@ from common.cli import Reporter
 from config import PaperParams
 
 SLOPE = 0.2  # LeakyReLU, as published
-LOG_EVERY = 100  # iterations between two rows of the loss table
-CHECKPOINT_EVERY = 100  # iterations between two checkpoints
+LOG_EVERY = 10  # iterations between two rows of the loss table, reports and checkpoints
 
-State = dict[str, Any]
-FAST_LINEAR = getattr(torch.ops.mkldnn, "_linear_pointwise", None) if torch.backends.mkldnn.is_available() else None
+# PyTorch multiplies by MKL, which runs at half speed on AMD processors. oneDNN comes with PyTorch too and does not, but
+# only this operator, the one `torch.compile` emits, reaches it in full precision.
+ONEDNN_LINEAR = getattr(torch.ops.mkldnn, "_linear_pointwise", None) if torch.backends.mkldnn.is_available() else None
 
 
 def _product(a: Tensor, b: Tensor, bias: Tensor | None = None) -> Tensor:
-    """Return a @ b.T + bias, by oneDNN where it can: MKL, PyTorch's default, is half as fast on AMD processors."""
-    if FAST_LINEAR is not None and a.device.type == "cpu" and a.dtype == torch.float32:
-        return FAST_LINEAR(a, b, bias, "none", [], "")
+    """Return a @ b.T + bias, by oneDNN where it can be had."""
+    if ONEDNN_LINEAR is not None and a.device.type == "cpu" and a.dtype == torch.float32:
+        return ONEDNN_LINEAR(a, b, bias, "none", [], "")
     return F.linear(a, b, bias)
 
 
@@ -68,6 +68,7 @@ class Generator(nn.Module):
         self.layers = _linears(n_genes, *params.generator_hidden, n_genes)
 
     def forward(self, z: Tensor) -> Tensor:
+        """Generate cells from noise rows and seed rows."""
         for layer in self.layers[:-1]:
             z = F.leaky_relu(_linear(z, layer), SLOPE, inplace=True)
         return _linear(z, self.layers[-1])
@@ -76,18 +77,21 @@ class Generator(nn.Module):
 class Critic(nn.Module):
     """The published critic. Shapes: (n_rows, n_genes) -> logits (n_rows,).
 
-    A gene-wide linear layer and the logit's follow each other with nothing between: w (W h + b) + c = (w W) h + w b + c.
+    A gene-wide linear layer and the logit's follow each other directly: w (W h + b) + c = (w W) h + (w b + c).
     """
 
     def __init__(self, n_genes: int, params: PaperParams) -> None:
         super().__init__()
-        self.layers = _linears(n_genes, *params.critic_hidden, n_genes, 1)
+        widths = (n_genes, *params.critic_hidden)
+        self.hidden = _linears(*widths)
+        self.wide = nn.Linear(widths[-1], n_genes)
+        self.logit = nn.Linear(n_genes, 1)
 
     def forward(self, x: Tensor) -> Tensor:
-        *hidden, wide, logit = self.layers
-        for layer in hidden:
+        """Judge cells."""
+        for layer in self.hidden:
             x = F.leaky_relu(_linear(x, layer), SLOPE, inplace=True)
-        return F.linear(x, logit.weight @ wide.weight, logit(wide.bias)).squeeze(1)
+        return F.linear(x, self.logit.weight @ self.wide.weight, self.logit(self.wide.bias)).squeeze(1)
 
 
 class Training:
@@ -101,8 +105,8 @@ class Training:
             torch.manual_seed(first_weights)
             self.generator = Generator(n_genes, params).to(X)
             self.critic = Critic(n_genes, params).to(X)
-        self.generator_optimizer = torch.optim.RMSprop(self.generator.parameters(), lr=params.generator_lr, foreach=True)
-        self.critic_optimizer = torch.optim.RMSprop(self.critic.parameters(), lr=params.critic_lr, foreach=True)
+        self.generator_optimizer = torch.optim.RMSprop(self.generator.parameters(), lr=params.generator_lr)
+        self.critic_optimizer = torch.optim.RMSprop(self.critic.parameters(), lr=params.critic_lr)
         self.step = 0
         self.losses: list[dict[str, float]] = []
         self.batch = torch.cat([X, X])  # real cells, then generated ones
@@ -116,12 +120,13 @@ class Training:
         """Take one clipped step; return the loss it started from."""
         optimizer.zero_grad()
         loss.backward()
-        nn.utils.clip_grad_norm_(model.parameters(), self.params.clip_norm, foreach=True)
+        nn.utils.clip_grad_norm_(model.parameters(), self.params.clip_norm)
         optimizer.step()
         return loss.detach()
 
     def iterate(self) -> tuple[Tensor, Tensor]:
         """Run one iteration; return the losses of its last generator step and its last critic step."""
+        generator_loss = critic_loss = self.fooled.new_tensor(float("nan"))
         self.noise_rows.uniform_(-1, 1, generator=self.rng)
         fake = self.generator(self.z)
         self.fake_rows.copy_(fake.detach())
@@ -129,10 +134,103 @@ class Training:
             # the published sum of two means, over real and over generated cells
             loss = 2 * F.binary_cross_entropy_with_logits(self.critic(self.batch), self.targets)
             critic_loss = self._descend(loss, self.critic, self.critic_optimizer)
-        self.critic.requires_grad_(False)
+        self.critic.requires_grad_(False)  # its gradients here would only be thrown away
         for step in range(self.params.generator_steps):
             verdict = self.critic(fake if step == 0 else self.generator(self.z))
             loss = F.binary_cross_entropy_with_logits(verdict, self.fooled)
             generator_loss = self._descend(loss, self.generator, self.generator_optimizer)
         self.critic.requires_grad_(True)
         return generator_loss, critic_loss
+
+    def run(self, report: Reporter, checkpoint: Callable[[dict[str, Any]], None] | None = None) -> None:
+        """Run all iterations that are left."""
+        while self.step < self.params.iterations:
+            generator_loss, critic_loss = self.iterate()
+            self.step += 1
+            if self.step % LOG_EVERY == 0 or self.step == self.params.iterations:
+                row = {"generator": float(generator_loss), "critic": float(critic_loss)}
+                self.losses.append({"step": self.step, **row})
+                report("GAN", self.step, self.params.iterations, **row)
+                if checkpoint is not None:
+                    checkpoint(self.state())
+
+    def state(self) -> dict[str, Any]:
+        """Return everything needed to go on exactly, as tensors, numbers, strings, lists and dicts."""
+        return {
+            "step": self.step, "losses": self.losses, "rng": self.rng.get_state(),
+            **{name: getattr(self, name).state_dict() for name in self._stateful},
+        }  # fmt: skip
+
+    def load(self, state: dict[str, Any]) -> None:
+        """Go on from a state."""
+        self.step, self.losses = state["step"], list(state["losses"])
+        self.rng.set_state(state["rng"].cpu())
+        for name in self._stateful:
+            getattr(self, name).load_state_dict(state[name])
+
+    _stateful = ("generator", "critic", "generator_optimizer", "critic_optimizer")
+
+
+def train(
+    X: Tensor, seeds: Tensor, params: PaperParams, *, rng: torch.Generator, report: Reporter,
+    state: dict[str, Any] | None = None, checkpoint: Callable[[dict[str, Any]], None] | None = None,
+) -> tuple[Generator, list[dict[str, float]]]:  # fmt: skip
+    """Train the published GAN by the published loop.
+
+    Each iteration draws one input of n_cells rows, fresh U(-1, 1) noise and all seeds, and uses it for all its steps:
+    some of the critic, real against generated cells with smoothed labels, then some of the generator.
+
+    Parameters
+    ----------
+    X
+        real cells, shape (n_cells, n_genes), on the scale on which cells are to be generated
+    seeds
+        seed cells, shape (n_seeds, n_genes), on the same scale; at most n_cells
+    params
+        hyperparameters
+    rng
+        source of all randomness, the first weights included; on the device of X
+    report
+        called with the losses every `LOG_EVERY` iterations
+    state
+        where an earlier run stood, on the same data and params; the rest runs as if it had never stopped
+    checkpoint
+        called with the state every `LOG_EVERY` iterations; it must write or copy it at once, as the tensors are live
+
+    Returns
+    -------
+    The generator, and the losses as rows of step, generator and critic (binary cross-entropies; the critic's is the sum
+    over real and generated cells, at least 0.650 with targets of 0.9 and 0.1).
+    """
+    training = Training(X, seeds, params, rng)
+    if state is not None:
+        training.load(state)
+    training.run(report, checkpoint)
+    return training.generator, training.losses
+
+
+@torch.no_grad()
+def sample(generator: Generator, seeds: Tensor, n_cells: int, *, rng: torch.Generator) -> tuple[Tensor, Tensor]:
+    """Generate cells as published: noise rows, then as many seed rows as there are seeds and room.
+
+    Parameters
+    ----------
+    generator
+        trained generator
+    seeds
+        the seed cells of its training, shape (n_seeds, n_genes)
+    n_cells
+        cells to generate. The published code returns n_seeds cells when fewer are asked for; here it is n_cells, from
+        the first seeds
+    rng
+        source of the noise, on the generator's device
+
+    Returns
+    -------
+    Cells on the scale of training, shape (n_cells, n_genes), negative values included, and a mask of shape (n_cells,):
+    True where a cell was generated from a seed.
+    """
+    seeds = seeds[:n_cells]
+    n_noise = n_cells - len(seeds)
+    noise = seeds.new_empty(n_noise, seeds.shape[1]).uniform_(-1, 1, generator=rng)
+    return generator(torch.cat([noise, seeds])), torch.arange(n_cells, device=seeds.device) >= n_noise

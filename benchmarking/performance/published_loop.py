@@ -41,7 +41,7 @@ class PublishedLoop:
     """
 
     def __init__(
-        self, X: np.ndarray, seeds: np.ndarray, params: PaperParams, rng: torch.Generator, dtype: torch.dtype = torch.float32
+        self, X: np.ndarray, seeds: np.ndarray, params: PaperParams, rng: torch.Generator, dtype: torch.dtype
     ) -> None:
         self.X, self.seeds, self.params, self.rng, self.dtype = X, seeds, params, rng, dtype
         n_genes = X.shape[1]
