@@ -174,6 +174,8 @@ class GarageParams(SelectionParams):
     """decay of the moving average of the generator's weights, from which cells are drawn"""
     calibrate: bool = True
     """bring each gene's marginal distribution in each type to that of the training cells"""
+    calibrate_on: Literal["auto", "counts", "normalised"] = "auto"
+    """for counts: what is brought to the training cells' distribution; auto takes normalised values for read counts"""
     calibration_prior: float = 5.0
     """cells' worth of trust in the network's own marginals; types with few cells lean on it"""
     calibration_cells: int = 1000

@@ -41,7 +41,8 @@ def run_script(main: Callable[[Sequence[str] | None], None]) -> Callable[..., No
 class Reporter(Protocol):
     """What a training loop calls after each step to be seen."""
 
-    def __call__(self, stage: str, step: int, total: int, **values: float) -> None: ...
+    def __call__(self, stage: str, step: int, total: int, **values: float) -> None:
+        """Show how far a stage is, and the latest values of its losses."""
 
 
 def silent(stage: str, step: int, total: int, **values: float) -> None:

@@ -1,11 +1,11 @@
 """Marginal calibration: a network is good at dependence between genes, the cells themselves know the marginals.
 
 Each generated value is replaced by the value of the same rank in a target distribution, gene by gene and type by type.
-The target is the posterior mean of a Dirichlet process whose base measure is the network's own marginal (Ferguson 1973):
-training cells count one each, the network as many as `prior`. A type with thousands of cells gets its empirical
-marginal, one with three cells mostly what the network learnt from all types. Ranks are taken against stored quantiles of
-the network, not against the other cells of a batch, so a cell can be drawn alone; quantiles are interpolated, so values
-are not merely permuted.
+The target is the posterior mean of a Dirichlet process (Ferguson 1973) whose base measure is the network's own
+marginal: training cells count one each, the network as many as `prior`. A type with thousands of cells gets its
+empirical marginal, one with three cells mostly what the network learnt from all types. Ranks are taken against stored
+quantiles of the network, not against the other cells of a batch, so a cell can be drawn alone; quantiles are
+interpolated, so values are not merely permuted.
 
 The atom at the floor (zero, or a scaled gene's lowest value) is kept apart: its probability is calibrated exactly.
 """
@@ -63,7 +63,7 @@ def interpolate(at: Tensor, x: Tensor, y: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class Calibration:
-    """The map of one type. Shapes: (n_genes,) for atoms and floor, (n_genes, n_levels) for quantiles above the floor."""
+    """The map of one type. Shapes: floor and atoms (n_genes,), quantiles above the floor (n_genes, n_levels)."""
 
     floor: Tensor
     atom_from: Tensor
@@ -88,16 +88,18 @@ class Calibration:
         pooled = torch.cat([real, generated])
         weights = torch.ones(len(pooled), 1, device=real.device)
         weights[len(real) :] = prior / len(generated)
-        parts = []
-        for start in range(0, real.shape[1], GENES_AT_ONCE):
-            genes = slice(start, start + GENES_AT_ONCE)
-            for values, weight in ((generated[:, genes], torch.ones_like(generated[:, :1])), (pooled[:, genes], weights)):
-                above = (values > floor[genes]) * weight
-                atom = 1 - above.sum(0) / weight.sum()
+
+        def describe(values: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
+            atoms, quantiles = [], []
+            for genes in torch.arange(len(floor), device=real.device).split(GENES_AT_ONCE):
+                above = (values[:, genes] > floor[genes]) * weight
+                atoms.append(1 - above.sum(0) / weight.sum())
                 above[:, above.sum(0) == 0] = 1.0  # never above the floor: any quantile does, none is used
-                parts.append((atom, weighted_quantiles(values.T, above.T, levels)))
-        atom_from, quantiles_from = (torch.cat(x) for x in zip(*parts[::2], strict=True))
-        atom_to, quantiles_to = (torch.cat(x) for x in zip(*parts[1::2], strict=True))
+                quantiles.append(weighted_quantiles(values[:, genes].T, above.T, levels))
+            return torch.cat(atoms), torch.cat(quantiles)
+
+        atom_from, quantiles_from = describe(generated, torch.ones_like(generated[:, :1]))
+        atom_to, quantiles_to = describe(pooled, weights)
         return cls(floor, atom_from, atom_to, quantiles_from, quantiles_to)
 
     def apply(self, values: Tensor, rng: torch.Generator) -> Tensor:

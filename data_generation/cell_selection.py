@@ -6,7 +6,6 @@ highest attention, a quota from every type, become the seeds of stage 2.
 """
 
 import heapq
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,10 +19,10 @@ from torch import Tensor, nn
 from torch_geometric.nn import GATConv
 
 from common.cli import Reporter
+from common.run import Checkpoint, no_checkpoint
 from config import SelectionParams
 
 EXACT_UP_TO = 20_000  # cells; beyond this an approximate neighbour search saves hours and costs almost no recall
-CHECKPOINT_EVERY = 50  # epochs
 
 
 @dataclass(frozen=True)
@@ -40,6 +39,23 @@ class Selection:
     neighborhood: sp.csr_matrix
     accuracy: float
     """share of cells the network classifies correctly: held-back ones if there are any, otherwise training cells"""
+
+    def state(self) -> dict[str, Any]:
+        """Return everything as tensors, numbers and lists, for a checkpoint."""
+        hood = self.neighborhood
+        arrays = {name: torch.from_numpy(getattr(self, name)) for name in ("attention", "is_seed", "is_rare")}
+        parts = {name: torch.from_numpy(getattr(hood, name)) for name in ("data", "indices", "indptr")}
+        return {**arrays, "neighborhood": {**parts, "shape": list(hood.shape)}, "accuracy": self.accuracy}
+
+    @classmethod
+    def from_state(cls, state: dict[str, Any]) -> "Selection":
+        """Rebuild a selection from `state`."""
+        arrays = {name: state[name].numpy() for name in ("attention", "is_seed", "is_rare")}
+        parts = state["neighborhood"]
+        hood = sp.csr_matrix(
+            tuple(parts[name].numpy() for name in ("data", "indices", "indptr")), shape=tuple(parts["shape"])
+        )
+        return cls(**arrays, neighborhood=hood, accuracy=state["accuracy"])
 
 
 def graph_features(log_values: sp.csr_matrix, params: SelectionParams, *, seed: int) -> np.ndarray:
@@ -113,6 +129,7 @@ class AttentionNet(nn.Module):
         self.out = GATConv(params.gat_hidden * params.gat_heads, n_types, heads=1)
 
     def forward(self, x: Tensor, edge_index: Tensor, scale: Tensor) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+        """Classify cells; `scale` (n_cells, 1) multiplies their hidden features."""
         hidden = F.relu(self.hidden(x, edge_index) * scale)
         return self.out(hidden, edge_index, return_attention_weights=True)
 
@@ -143,7 +160,7 @@ def train_attention(
     device: torch.device,
     report: Reporter,
     state: dict[str, Any] | None = None,
-    checkpoint: Callable[[dict[str, Any]], None] | None = None,
+    checkpoint: Checkpoint = no_checkpoint,
 ) -> tuple[np.ndarray, np.ndarray, float]:
     """Learn the cell types on the graph and return what the second layer attends to.
 
@@ -156,7 +173,7 @@ def train_attention(
     is_rare
         Shape (n_cells,); these cells carry the priority weight.
     state, checkpoint
-        A state to go on from, and what to call with the state every `CHECKPOINT_EVERY` epochs.
+        A state to go on from, and what to offer the state to after each epoch.
 
     Returns
     -------
@@ -189,6 +206,12 @@ def train_attention(
         optimizer.load_state_dict(state["optimizer"])
         epoch, best, best_epoch, best_weights = (state[k] for k in ("epoch", "best", "best_epoch", "best_weights"))
 
+    def current_state() -> dict[str, Any]:
+        return {
+            "net": net.state_dict(), "optimizer": optimizer.state_dict(), "epoch": epoch,
+            "best": best, "best_epoch": best_epoch, "best_weights": best_weights,
+        }  # fmt: skip
+
     has_validation = bool(held.any())
     while epoch < params.gat_epochs and not (has_validation and epoch - best_epoch >= params.gat_patience):
         logits, _ = net(x, edges, scale)
@@ -206,13 +229,7 @@ def train_attention(
         epoch += 1
         if epoch % 10 == 0:
             report("attention", epoch, params.gat_epochs, loss=float(loss.detach()))
-        if checkpoint is not None and epoch % CHECKPOINT_EVERY == 0:
-            checkpoint(
-                {
-                    "net": net.state_dict(), "optimizer": optimizer.state_dict(), "epoch": epoch,
-                    "best": best, "best_epoch": best_epoch, "best_weights": best_weights,
-                }
-            )  # fmt: skip
+        checkpoint(current_state)
     if has_validation:
         net.load_state_dict(best_weights)
     report("attention", params.gat_epochs, params.gat_epochs)
@@ -295,7 +312,9 @@ def choose_seeds(attention: np.ndarray, types: np.ndarray, is_rare: np.ndarray, 
     return is_seed
 
 
-def seed_neighborhoods(edge_index: np.ndarray, alpha: np.ndarray, types: np.ndarray, seeds: np.ndarray) -> sp.csr_matrix:
+def seed_neighborhoods(
+    edge_index: np.ndarray, alpha: np.ndarray, types: np.ndarray, seeds: np.ndarray
+) -> sp.csr_matrix:
     """Give each seed the distribution over its listeners of its own type, in proportion to what they pay to it.
 
     Returns
@@ -332,7 +351,7 @@ def select(
     device: torch.device,
     report: Reporter,
     state: dict[str, Any] | None = None,
-    checkpoint: Callable[[dict[str, Any]], None] | None = None,
+    checkpoint: Checkpoint = no_checkpoint,
 ) -> Selection:
     """Run stage 1.
 

@@ -1,32 +1,19 @@
 """How a cell is measured: one observation model a scale, so that the noise of the measurement need not be learnt.
 
-An observation model turns the decoder's outputs into a distribution over a cell's values, gives its likelihood and
-draws from it. Draws pass the critic's gradient on to the mean (straight-through): the dispersions are learnt from the
-likelihood, and the marginals are calibrated afterwards.
+An observation model turns what the decoder says of a cell, (B, outputs * G), into a distribution over its values. Each
+has `log_likelihood(x, decoded, types, size)`, shape (B,), and `draw(decoded, types, size, rng)`, shape (B, G). Draws
+pass the critic's gradient on to the mean (straight-through): the dispersions are learnt from the likelihood, and the
+marginals are calibrated afterwards.
 
-Shapes throughout: n_rows cells (B), n_genes (G), n_types (T). `size` is the log library size (counts) or 0, shape (B, 1).
+Shapes throughout: n_rows cells (B), n_genes (G), n_types (T); `size` is the log library size of counts, 0 for other
+scales, shape (B, 1).
 """
-
-from typing import Protocol
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 MIN_SHAPE = 1e-4  # keeps dispersions off zero
-
-
-class ObservationModel(Protocol):
-    """What the generator asks of a scale."""
-
-    outputs: int
-    """decoder outputs a gene"""
-
-    def log_likelihood(self, x: Tensor, decoded: Tensor, types: Tensor, size: Tensor) -> Tensor:
-        """Return the log-likelihood of x (B, G) under decoded (B, outputs * G): shape (B,), up to a constant of x."""
-
-    def draw(self, decoded: Tensor, types: Tensor, size: Tensor, rng: torch.Generator) -> Tensor:
-        """Draw x of shape (B, G), differentiable in its mean."""
 
 
 def _straight_through(drawn: Tensor, mean: Tensor) -> Tensor:
@@ -43,6 +30,7 @@ class NegativeBinomial(nn.Module):
 
     def __init__(self, log_profile: Tensor) -> None:
         super().__init__()
+        self.n_types, self.n_genes = log_profile.shape
         self.log_profile: Tensor
         self.register_buffer("log_profile", log_profile)  # (T, G)
         self.raw_dispersion = nn.Parameter(torch.full(log_profile.shape[1:], 0.5))
@@ -55,7 +43,8 @@ class NegativeBinomial(nn.Module):
     def _log_mean(self, decoded: Tensor, types: Tensor, size: Tensor) -> Tensor:
         return torch.log_softmax(decoded + self.log_profile[types], dim=1) + size
 
-    def log_likelihood(self, x: Tensor, decoded: Tensor, types: Tensor, size: Tensor) -> Tensor:  # noqa: D102
+    def log_likelihood(self, x: Tensor, decoded: Tensor, types: Tensor, size: Tensor) -> Tensor:
+        """Return the log-likelihood of counts x, up to log x!."""
         log_mean, theta = self._log_mean(decoded, types, size), self.dispersion
         log_theta = theta.log()
         log_total = torch.logaddexp(log_mean, log_theta)
@@ -65,7 +54,8 @@ class NegativeBinomial(nn.Module):
         per_gene = theta * (log_theta - log_total) + x * (log_mean - log_total)
         return per_gene.sum(1) + torch.zeros_like(x).masked_scatter(some, gammas).sum(1)
 
-    def draw(self, decoded: Tensor, types: Tensor, size: Tensor, rng: torch.Generator) -> Tensor:  # noqa: D102
+    def draw(self, decoded: Tensor, types: Tensor, size: Tensor, rng: torch.Generator) -> Tensor:
+        """Draw whole counts."""
         mean = self._log_mean(decoded, types, size).exp()
         with torch.no_grad():
             theta = self.dispersion.expand_as(mean)
@@ -84,6 +74,7 @@ class HurdleGamma(nn.Module):
 
     def __init__(self, detection_logit: Tensor, log_level: Tensor) -> None:
         super().__init__()
+        self.n_types, self.n_genes = detection_logit.shape
         self.detection_logit: Tensor
         self.log_level: Tensor
         self.register_buffer("detection_logit", detection_logit)  # (T, G)
@@ -99,7 +90,8 @@ class HurdleGamma(nn.Module):
         detection, level = decoded.chunk(2, dim=1)
         return detection + self.detection_logit[types], level + self.log_level[types]
 
-    def log_likelihood(self, x: Tensor, decoded: Tensor, types: Tensor, size: Tensor) -> Tensor:  # noqa: D102
+    def log_likelihood(self, x: Tensor, decoded: Tensor, types: Tensor, size: Tensor) -> Tensor:
+        """Return the log-likelihood of non-negative x."""
         detection, log_mean = self._parts(decoded, types)
         k = self.shape
         some = x > 0
@@ -107,7 +99,8 @@ class HurdleGamma(nn.Module):
         gamma = k * (k.log() - log_mean) - torch.lgamma(k) + (k - 1) * log_x - k * x * (-log_mean).exp()
         return torch.where(some, F.logsigmoid(detection) + gamma, F.logsigmoid(-detection)).sum(1)
 
-    def draw(self, decoded: Tensor, types: Tensor, size: Tensor, rng: torch.Generator) -> Tensor:  # noqa: D102
+    def draw(self, decoded: Tensor, types: Tensor, size: Tensor, rng: torch.Generator) -> Tensor:
+        """Draw non-negative values, zeros exact."""
         detection, log_mean = self._parts(decoded, types)
         detected, level = detection.sigmoid(), log_mean.exp()
         with torch.no_grad():
@@ -124,15 +117,18 @@ class Gaussian(nn.Module):
 
     def __init__(self, mean: Tensor) -> None:
         super().__init__()
+        self.n_types, self.n_genes = mean.shape
         self.mean: Tensor
         self.register_buffer("mean", mean)  # (T, G)
         self.log_sd = nn.Parameter(torch.zeros(mean.shape[1:]))
 
-    def log_likelihood(self, x: Tensor, decoded: Tensor, types: Tensor, size: Tensor) -> Tensor:  # noqa: D102
+    def log_likelihood(self, x: Tensor, decoded: Tensor, types: Tensor, size: Tensor) -> Tensor:
+        """Return the log-likelihood of x, up to a constant."""
         z = (x - decoded - self.mean[types]) * (-self.log_sd).exp()
         return -(0.5 * z.square() + self.log_sd).sum(1)
 
-    def draw(self, decoded: Tensor, types: Tensor, size: Tensor, rng: torch.Generator) -> Tensor:  # noqa: D102
+    def draw(self, decoded: Tensor, types: Tensor, size: Tensor, rng: torch.Generator) -> Tensor:
+        """Draw values of either sign."""
         mean = decoded + self.mean[types]
         noise = torch.randn(mean.shape, generator=rng, device=mean.device)
         return _straight_through(mean + self.log_sd.exp() * noise, mean)

@@ -7,16 +7,25 @@ both linear, are evaluated as one vector; matrix products take the faster of PyT
 `benchmarking/performance` holds the loop written out as published and measures the difference.
 """
 
-from collections.abc import Callable
+from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
+import numpy as np
+import scipy.sparse as sp
 import torch
 import torch.nn.functional as F
+from sklearn.decomposition import PCA
+from sklearn.linear_model import LogisticRegression
 from torch import Tensor, nn
 
 from common.cli import Reporter
+from common.errors import UserError
+from common.run import Checkpoint, no_checkpoint
+from common.scale import Scale
 from config import PaperParams
+from data_generation.calibration import interpolate, quantile_levels, weighted_quantiles
+from data_generation.seeded_gan import TrainingCells
 
 SLOPE = 0.2  # LeakyReLU, as published
 LOG_EVERY = 10  # iterations between two rows of the loss table, reports and checkpoints
@@ -95,7 +104,23 @@ class Critic(nn.Module):
 
 
 class Training:
-    """The state of a run, and the iteration that moves it on."""
+    """The state of a run, and the iteration that moves it on.
+
+    Each iteration draws one input of n_cells rows, fresh U(-1, 1) noise and all seeds, and uses it for all its steps:
+    some of the critic, real against generated cells with smoothed labels, then some of the generator. Losses are binary
+    cross-entropies; the critic's is the sum over real and generated cells, at least 0.650 with targets of 0.9 and 0.1.
+
+    Parameters
+    ----------
+    X
+        Real cells, shape (n_cells, n_genes), on the scale on which cells are to be generated.
+    seeds
+        Seed cells, shape (n_seeds, n_genes), on the same scale; at most n_cells.
+    params
+        Hyperparameters.
+    rng
+        Source of all randomness, the first weights included; on the device of X.
+    """
 
     def __init__(self, X: Tensor, seeds: Tensor, params: PaperParams, rng: torch.Generator) -> None:
         self.params, self.rng = params, rng
@@ -142,8 +167,8 @@ class Training:
         self.critic.requires_grad_(True)
         return generator_loss, critic_loss
 
-    def run(self, report: Reporter, checkpoint: Callable[[dict[str, Any]], None] | None = None) -> None:
-        """Run all iterations that are left."""
+    def run(self, report: Reporter, checkpoint: Checkpoint = no_checkpoint) -> None:
+        """Run all iterations that are left, reporting the losses of every `LOG_EVERY`th."""
         while self.step < self.params.iterations:
             generator_loss, critic_loss = self.iterate()
             self.step += 1
@@ -151,8 +176,7 @@ class Training:
                 row = {"generator": float(generator_loss), "critic": float(critic_loss)}
                 self.losses.append({"step": self.step, **row})
                 report("GAN", self.step, self.params.iterations, **row)
-                if checkpoint is not None:
-                    checkpoint(self.state())
+                checkpoint(self.state)
 
     def state(self) -> dict[str, Any]:
         """Return everything needed to go on exactly, as tensors, numbers, strings, lists and dicts."""
@@ -162,51 +186,13 @@ class Training:
         }  # fmt: skip
 
     def load(self, state: dict[str, Any]) -> None:
-        """Go on from a state."""
+        """Go on from where an earlier run on the same data and params stood, as if it had never stopped."""
         self.step, self.losses = state["step"], list(state["losses"])
         self.rng.set_state(state["rng"].cpu())
         for name in self._stateful:
             getattr(self, name).load_state_dict(state[name])
 
     _stateful = ("generator", "critic", "generator_optimizer", "critic_optimizer")
-
-
-def train(
-    X: Tensor, seeds: Tensor, params: PaperParams, *, rng: torch.Generator, report: Reporter,
-    state: dict[str, Any] | None = None, checkpoint: Callable[[dict[str, Any]], None] | None = None,
-) -> tuple[Generator, list[dict[str, float]]]:  # fmt: skip
-    """Train the published GAN by the published loop.
-
-    Each iteration draws one input of n_cells rows, fresh U(-1, 1) noise and all seeds, and uses it for all its steps:
-    some of the critic, real against generated cells with smoothed labels, then some of the generator.
-
-    Parameters
-    ----------
-    X
-        real cells, shape (n_cells, n_genes), on the scale on which cells are to be generated
-    seeds
-        seed cells, shape (n_seeds, n_genes), on the same scale; at most n_cells
-    params
-        hyperparameters
-    rng
-        source of all randomness, the first weights included; on the device of X
-    report
-        called with the losses every `LOG_EVERY` iterations
-    state
-        where an earlier run stood, on the same data and params; the rest runs as if it had never stopped
-    checkpoint
-        called with the state every `LOG_EVERY` iterations; it must write or copy it at once, as the tensors are live
-
-    Returns
-    -------
-    The generator, and the losses as rows of step, generator and critic (binary cross-entropies; the critic's is the sum
-    over real and generated cells, at least 0.650 with targets of 0.9 and 0.1).
-    """
-    training = Training(X, seeds, params, rng)
-    if state is not None:
-        training.load(state)
-    training.run(report, checkpoint)
-    return training.generator, training.losses
 
 
 @torch.no_grad()
@@ -234,3 +220,112 @@ def sample(generator: Generator, seeds: Tensor, n_cells: int, *, rng: torch.Gene
     n_noise = n_cells - len(seeds)
     noise = seeds.new_empty(n_noise, seeds.shape[1]).uniform_(-1, 1, generator=rng)
     return generator(torch.cat([noise, seeds])), torch.arange(n_cells, device=seeds.device) >= n_noise
+
+
+LABEL_PCS = 30  # principal components on which generated cells are labelled
+MOST_DRAWS = 50  # times the cells asked for: how long to wait for a type that the generator hardly makes
+
+
+@dataclass
+class PublishedGan:
+    """The published generator with what it lacks: cell types, and the way back to the input's scale.
+
+    It is not told what type to make. A classifier trained on the training cells (logistic regression on principal
+    components) labels what comes out; a composition that is asked for is met by drawing until it is.
+
+    Shapes: seeds (n_seeds, n_genes), sizes (n_levels,), project (n_genes, n_pcs), classify (n_pcs, n_types), and their
+    offsets (n_pcs,) and (n_types,).
+    """
+
+    generator: Generator
+    scale: Scale
+    target_sum: float
+    seeds: Tensor
+    sizes: Tensor
+    """quantiles of the training cells' log library size"""
+    project: Tensor
+    project_offset: Tensor
+    classify: Tensor
+    classify_offset: Tensor
+
+    @classmethod
+    def of(cls, training: Training, cells: TrainingCells, seeds: Tensor) -> "PublishedGan":
+        """Add classifier and library sizes to a finished training; `seeds` in the order of their rank."""
+        X, y = training.batch[: len(cells.x)], cells.types
+        n_types, n_pcs = int(y.max()) + 1, min(LABEL_PCS, min(X.shape) - 1)
+        pca = PCA(n_pcs, svd_solver="full").fit(X.cpu().numpy())
+        weights, offset = np.zeros((n_pcs, n_types)), np.zeros(n_types)
+        if n_types > 1:
+            labeller = LogisticRegression(max_iter=1000).fit(pca.transform(X.cpu().numpy()), y.cpu().numpy())
+            if n_types == 2:  # scikit-learn keeps one row for two classes
+                weights[:, 1], offset[1] = labeller.coef_[0], labeller.intercept_[0]
+            else:
+                weights, offset = labeller.coef_.T, labeller.intercept_
+        size = cells.size.squeeze(1)
+        sizes = weighted_quantiles(size[None], torch.ones_like(size)[None], quantile_levels().to(X.device))[0]
+        tensors = [torch.as_tensor(a, dtype=X.dtype, device=X.device) for a in (
+            pca.components_.T, -pca.mean_ @ pca.components_.T, weights, offset,
+        )]  # fmt: skip
+        generator = training.generator.eval().requires_grad_(False)
+        return cls(generator, cells.scale, cells.target_sum, seeds, sizes, *tensors)
+
+    def _draw(self, n_cells: int, rng: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
+        x, from_seed = sample(self.generator, self.seeds, n_cells, rng=rng)
+        types = ((x @ self.project + self.project_offset) @ self.classify + self.classify_offset).argmax(1)
+        if self.scale != "scaled":
+            x = x.clamp_min(0.0)  # the published generator is free to go below
+        if self.scale == "counts":
+            chance = torch.rand((1, n_cells), generator=rng, device=x.device)
+            size = interpolate(chance, quantile_levels().to(x.device)[None], self.sizes[None]).T.exp()
+            x = (x.expm1() * (size / self.target_sum)).round()
+        return x, types, from_seed
+
+    @torch.no_grad()
+    def draw_freely(self, n_cells: int, rng: torch.Generator) -> tuple[sp.csr_matrix, np.ndarray, np.ndarray]:
+        """Draw cells of whatever types come, as published: cells, their type codes, and a mask: true for seed rows."""
+        x, types, from_seed = (part.cpu().numpy() for part in self._draw(n_cells, rng))
+        return sp.csr_matrix(x), types, from_seed
+
+    def draw(self, quota: np.ndarray, rng: torch.Generator) -> tuple[sp.csr_matrix, np.ndarray, np.ndarray]:
+        """Draw cells, so many of each type; shapes as of `SeededGan.draw`.
+
+        Raises
+        ------
+        UserError
+            If a type does not turn up often enough.
+        """
+        wanted, n_cells = quota.copy(), max(1000, int(quota.sum()))
+        found: list[tuple[sp.csr_matrix, np.ndarray, np.ndarray]] = []
+        for _ in range(MOST_DRAWS):
+            if not wanted.any():
+                break
+            x, types, from_seed = self.draw_freely(n_cells, rng)
+            kept = np.concatenate([np.flatnonzero(types == t)[:n] for t, n in enumerate(wanted)])
+            found.append((x[kept], types[kept], from_seed[kept]))
+            wanted -= np.bincount(types[kept], minlength=len(wanted))
+        if wanted.any():
+            t = int(wanted.argmax())
+            raise UserError(
+                f"preset paper made {quota[t] - wanted[t]} of {quota[t]} cells of a type in {MOST_DRAWS * n_cells} "
+                "draws: ask for its own composition (leave out --cell-type and --proportions) or use preset garage"
+            )
+        X, types, from_seed = (
+            sp.vstack([f[0] for f in found]),
+            *(np.concatenate([f[i] for f in found]) for i in (1, 2)),
+        )
+        order = np.argsort(types, kind="stable")
+        return X.tocsr()[order], types[order], from_seed[order]
+
+    def state(self) -> dict[str, Any]:
+        """Return everything as tensors, numbers, strings, lists and dicts."""
+        return {**vars(self), "generator": self.generator.state_dict()}
+
+    @classmethod
+    def from_state(
+        cls, state: dict[str, Any], params: PaperParams, scale: Scale, device: torch.device
+    ) -> "PublishedGan":
+        """Rebuild the model from `state`."""
+        state = {name: value.to(device) if isinstance(value, Tensor) else value for name, value in state.items()}
+        generator = Generator(state["seeds"].shape[1], params)
+        generator.load_state_dict(state["generator"])
+        return cls(**{**state, "generator": generator.to(device).eval().requires_grad_(False)})

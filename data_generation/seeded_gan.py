@@ -1,19 +1,18 @@
-"""Stage 2 of preset `garage`: a generator anchored by likelihood, fed with noise rows and seed rows, refined by a critic.
+"""Stage 2 of preset `garage`: a generator anchored by likelihood, fed noise rows and seed rows, refined by a critic.
 
 The generator is the decoder of a conditional variational autoencoder with an observation model for the input's scale.
-Its input is a hybrid batch (paper, "attention-guided leakage"): noise rows draw their latent vector from the prior, seed
-rows from the posterior of a seed cell. A seed row is asked for a cell of the seed's NEIGHBOURHOOD, a neighbour drawn in
-proportion to attention, so that it ties the generator to the manifold without teaching it to copy the seed.
+Its input is a hybrid batch (paper, "attention-guided leakage"): noise rows draw their latent vector from the prior,
+seed rows from the posterior of a seed cell. A seed row is asked for a cell of the seed's NEIGHBOURHOOD, a neighbour
+drawn in proportion to attention, so that it ties the generator to the manifold without teaching it to copy the seed.
 
 1. Anchor: maximise the evidence lower bound (Kingma & Welling 2014).
 2. Critic: continue with a projection critic (Miyato & Koyama 2018), logistic loss and lazy R1 penalty on real cells
    (Mescheder et al. 2018); cells are drawn from a moving average of the weights.
-3. Calibration of each type's marginals (`calibration.py`).
+Then `synthesis.py` takes over: it calibrates each type's marginals and draws cells.
 """
 
 import math
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -24,14 +23,17 @@ from torch import Tensor, nn
 
 from common.cli import Reporter
 from common.networks import mlp
+from common.run import Checkpoint, no_checkpoint
 from common.scale import Scale
 from config import GarageParams
-from data_generation.calibration import Calibration, interpolate, quantile_levels, weighted_quantiles
 from data_generation.cell_selection import Selection
-from data_generation.observation import Gaussian, HurdleGamma, NegativeBinomial, ObservationModel
+from data_generation.observation import Gaussian, HurdleGamma, NegativeBinomial
 
 PROFILE_PRIOR = 10.0  # cells' worth of the population's mean in each type's mean profile
-ROWS_AT_ONCE = 1024  # cells generated at a time
+READ_COUNTS = 10.0  # median of the counts above zero beyond which they are reads of full-length protocols, not UMIs
+MIN_SHARE = 1e-8  # of a gene nobody expresses, so that its logarithm exists
+MIN_DETECTED = 1e-3
+BETAS = (0.5, 0.99)  # of Adam against a critic: little momentum, as the target moves
 LOG_EVERY = 10  # steps between two rows of the loss table
 
 
@@ -45,7 +47,8 @@ class TrainingCells:
     size: Tensor
     """log library size of counts, otherwise 0"""
     target_sum: float
-    """library size to which counts are normalised: the median"""
+    """library size to which counts are normalised: the median; 1 for other scales"""
+    scale: Scale
 
     @classmethod
     def on(cls, device: torch.device, X: sp.csr_matrix, types: np.ndarray, scale: Scale) -> "TrainingCells":
@@ -56,7 +59,12 @@ class TrainingCells:
         total = x.sum(1, keepdim=True)
         size = total.log() if scale == "counts" else torch.zeros_like(total)
         target = float(total.median()) if scale == "counts" else 1.0
-        return cls(x, torch.from_numpy(types.astype(np.int64)).to(device), size, target)
+        return cls(x, torch.from_numpy(types.astype(np.int64)).to(device), size, target, scale)
+
+
+def log_normalise(counts: Tensor, target_sum: float) -> Tensor:
+    """Scale counts (B, G) to a common library size and take log1p."""
+    return torch.log1p(counts * (target_sum / counts.sum(1, keepdim=True).clamp_min(1.0)))
 
 
 def _type_means(values: Tensor, types: Tensor, n_types: int) -> Tensor:
@@ -65,16 +73,16 @@ def _type_means(values: Tensor, types: Tensor, n_types: int) -> Tensor:
     return (member @ values + PROFILE_PRIOR * values.mean(0)) / (member.sum(1, keepdim=True) + PROFILE_PRIOR)
 
 
-def observation_model(cells: TrainingCells, scale: Scale, n_types: int) -> ObservationModel:
-    """Build the observation model of a scale, started at the types' own mean profiles."""
-    if scale == "counts":
+def observation_model(cells: TrainingCells, n_types: int) -> NegativeBinomial | HurdleGamma | Gaussian:
+    """Build the observation model of the cells' scale, started at the types' own mean profiles."""
+    if cells.scale == "counts":
         shares = _type_means(cells.x / cells.size.exp(), cells.types, n_types)
-        return NegativeBinomial((shares + 1e-8).log())
-    if scale == "scaled":
+        return NegativeBinomial((shares + MIN_SHARE).log())
+    if cells.scale == "scaled":
         return Gaussian(_type_means(cells.x, cells.types, n_types))
-    detected = _type_means((cells.x > 0).float(), cells.types, n_types).clamp(1e-3, 1 - 1e-3)
+    detected = _type_means((cells.x > 0).float(), cells.types, n_types).clamp(MIN_DETECTED, 1 - MIN_DETECTED)
     level = _type_means(cells.x, cells.types, n_types) / detected
-    return HurdleGamma(detected.logit(), level.clamp_min(1e-3).log())
+    return HurdleGamma(detected.logit(), level.clamp_min(MIN_DETECTED).log())
 
 
 class Generator(nn.Module):
@@ -84,32 +92,56 @@ class Generator(nn.Module):
     """
 
     def __init__(
-        self, n_genes: int, n_types: int, observation: ObservationModel, params: GarageParams, *,
-        counts: bool, target_sum: float, size_mean: float, size_sd: float,
+        self, observation: NegativeBinomial | HurdleGamma | Gaussian, params: GarageParams, *, scale: Scale,
+        ranks_counts: bool, target_sum: float, size_mean: float, size_sd: float,
     ) -> None:  # fmt: skip
         super().__init__()
-        hidden = (params.hidden_dim, params.hidden_dim)
-        self.n_types, self.counts, self.target_sum = n_types, counts, target_sum
+        self.scale, self.ranks_counts, self.target_sum = scale, ranks_counts, target_sum
         self.size_mean, self.size_sd = size_mean, size_sd
-        self.encoder = mlp(n_genes + n_types + 1, hidden, 2 * params.latent_dim)
-        self.decoder = mlp(params.latent_dim + n_types + 1, hidden, observation.outputs * n_genes)
-        self.observation: Any = observation
-        # at the start every cell of a type has the type's mean profile
-        nn.init.zeros_(self.decoder[-1].bias)  # type: ignore[arg-type]
-        self.decoder[-1].weight.data.mul_(0.1)  # type: ignore[operator, union-attr]
+        self.n_types, self.n_genes = observation.n_types, observation.n_genes
+        hidden = (params.hidden_dim, params.hidden_dim)
+        self.encoder = mlp(self.n_genes + self.n_types + 1, hidden, 2 * params.latent_dim)
+        self.decoder = mlp(params.latent_dim + self.n_types + 1, hidden, observation.outputs * self.n_genes)
+        self.observation = observation
+        # near zero at the start, so that every cell begins as its type's mean profile
+        for parameter in self.decoder[-1].parameters():
+            nn.init.normal_(parameter, std=0.01)
+
+    @classmethod
+    def for_cells(cls, cells: TrainingCells, n_types: int, params: GarageParams) -> "Generator":
+        """Build the generator that suits the training cells."""
+        ranks_counts = params.calibrate_on == "counts"
+        if params.calibrate_on == "auto":
+            ranks_counts = cells.scale == "counts" and float(cells.x[cells.x > 0].median()) <= READ_COUNTS
+        return cls(
+            observation_model(cells, n_types), params, scale=cells.scale, ranks_counts=ranks_counts,
+            target_sum=cells.target_sum, size_mean=float(cells.size.mean()),
+            size_sd=float(cells.size.std(correction=0)) or 1.0,
+        )  # fmt: skip
 
     def normalise(self, x: Tensor) -> Tensor:
         """Return log-normalised values: what encoder, critic and calibration see. Scaled values stay as they are."""
-        if not self.counts:
+        if self.scale != "counts":
             return x
-        return torch.log1p(x * (self.target_sum / x.sum(1, keepdim=True).clamp_min(1.0)))
+        return log_normalise(x, self.target_sum)
 
-    def denormalise(self, v: Tensor, size: Tensor) -> Tensor:
-        """Undo `normalise` for cells of log library size `size`: whole counts, where what was above zero stays so."""
-        if not self.counts:
+    def to_rank(self, x: Tensor, rng: torch.Generator) -> Tensor:
+        """Return the values that calibration ranks: the log of counts, spread over their unit; or `normalise`d ones.
+
+        UMI counts are few and their ties many: adding U(0, 1) makes ranks unique and `from_rank` exact. Read counts are
+        so large that their library size, not the lattice, matters.
+        """
+        if not self.ranks_counts:
+            return self.normalise(x)
+        spread = torch.rand(x.shape, generator=rng, device=x.device)
+        return torch.where(x > 0, x + spread, 0.0).log1p()
+
+    def from_rank(self, v: Tensor, size: Tensor) -> Tensor:
+        """Undo `to_rank` for cells of log library size `size` (B, 1); what is above zero stays above."""
+        if self.scale != "counts":
             return v
-        x = v.expm1() * (size.exp() / self.target_sum)
-        return torch.where(v > 0, x.round().clamp_min(1.0), 0.0)
+        x = v.expm1().floor() if self.ranks_counts else (v.expm1() * (size.exp() / self.target_sum)).round()
+        return torch.where(v > 0, x.clamp_min(1.0), 0.0)
 
     def _condition(self, types: Tensor, size: Tensor) -> Tensor:
         return torch.cat([F.one_hot(types, self.n_types).float(), (size - self.size_mean) / self.size_sd], dim=1)
@@ -139,11 +171,13 @@ class Critic(nn.Module):
         nn.init.zeros_(self.types.weight)
 
     def forward(self, v: Tensor, types: Tensor) -> Tensor:
+        """Judge cells; above zero means real."""
         h = F.silu(self.body(v))
         return self.verdict(h).squeeze(1) + (h * self.types(types)).sum(1)
 
 
-def _reparameterise(mean: Tensor, log_variance: Tensor, rng: torch.Generator) -> Tensor:
+def reparameterise(mean: Tensor, log_variance: Tensor, rng: torch.Generator) -> Tensor:
+    """Draw z, differentiable in mean and log variance, all of shape (B, L)."""
     noise = torch.randn(mean.shape, generator=rng, device=mean.device)
     return mean + (0.5 * log_variance).exp() * noise
 
@@ -173,24 +207,19 @@ class Training:
     """The state of a run of stage 2, and the two phases that move it on."""
 
     def __init__(
-        self, cells: TrainingCells, selection: Selection, params: GarageParams, scale: Scale, n_types: int, *, seed: int
+        self, cells: TrainingCells, selection: Selection, n_types: int, params: GarageParams, *, seed: int
     ) -> None:
         self.cells, self.params, self.n_types = cells, params, n_types
         device = cells.x.device
         self.seed_rows = SeedRows(selection, device)
         self.rng = torch.Generator(device).manual_seed(seed)
-        n_genes = cells.x.shape[1]
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            self.generator = Generator(
-                n_genes, n_types, observation_model(cells, scale, n_types), params,
-                counts=scale == "counts", target_sum=cells.target_sum,
-                size_mean=float(cells.size.mean()), size_sd=float(cells.size.std(correction=0)) or 1.0,
-            ).to(device)  # fmt: skip
-            self.critic = Critic(n_genes, n_types, params).to(device)
+            self.generator = Generator.for_cells(cells, n_types, params).to(device)
+            self.critic = Critic(cells.x.shape[1], n_types, params).to(device)
         self.anchor_optimizer = torch.optim.AdamW(self.generator.parameters(), lr=params.anchor_lr)
-        self.generator_optimizer = torch.optim.Adam(self.generator.parameters(), lr=params.generator_lr, betas=(0.5, 0.99))
-        self.critic_optimizer = torch.optim.Adam(self.critic.parameters(), lr=params.critic_lr, betas=(0.5, 0.99))
+        self.generator_optimizer = torch.optim.Adam(self.generator.parameters(), params.generator_lr, betas=BETAS)
+        self.critic_optimizer = torch.optim.Adam(self.critic.parameters(), params.critic_lr, betas=BETAS)
         self.average = {k: v.detach().clone() for k, v in self.generator.state_dict().items()}
         self.step = 0
         self.losses: list[dict[str, float]] = []
@@ -199,10 +228,9 @@ class Training:
         self.n_rows = min(params.batch_size, len(cells.x))
         self.n_seed_rows = round(params.leakage * self.n_rows) if len(self.seed_rows.seeds) else 0
         self.steps_per_epoch = math.ceil(len(cells.x) / max(1, self.n_rows - self.n_seed_rows))
+        self.warmup_steps = params.warmup_epochs * self.steps_per_epoch
         self.anchor_steps = params.anchor_epochs * self.steps_per_epoch
         self.total_steps = self.anchor_steps + params.critic_steps
-
-    # -- one hybrid batch
 
     def _batch(self) -> tuple[Tensor, Tensor]:
         """Return indices of shape (n_rows,): the cells to encode, and the cells to produce."""
@@ -217,22 +245,22 @@ class Training:
         """Return the reconstruction and KL terms (means over rows) and z, for rows that start from and aim at cells."""
         x, types, size = self.cells.x, self.cells.types, self.cells.size
         mean, log_variance = self.generator.encode(x[start], types[start], size[start])
-        z = _reparameterise(mean, log_variance, self.rng)
+        z = reparameterise(mean, log_variance, self.rng)
         decoded = self.generator.decode(z, types[goal], size[goal])
         nll = -self.generator.observation.log_likelihood(x[goal], decoded, types[goal], size[goal]).mean()
         kl = 0.5 * (mean.square() + log_variance.exp() - 1 - log_variance).sum(1).mean()
         return nll, kl_weight * kl, z
 
-    def anchor_step(self) -> dict[str, float | Tensor]:
+    def anchor_step(self) -> dict[str, Tensor]:
         """Take one step up the evidence lower bound."""
-        kl_weight = min(1.0, (self.step + 1) / (self.params.warmup_epochs * self.steps_per_epoch + 1))
+        kl_weight = min(1.0, (self.step + 1) / (self.warmup_steps + 1))
         nll, kl, _ = self._negative_elbo(*self._batch(), kl_weight)
         self.anchor_optimizer.zero_grad()
         (nll + kl).backward()
         self.anchor_optimizer.step()
         return {"nll": nll.detach(), "kl": kl.detach()}
 
-    def critic_step(self) -> dict[str, float | Tensor]:
+    def critic_step(self) -> dict[str, Tensor]:
         """Take one step of the critic and one of the generator."""
         params, cells = self.params, self.cells
         start, goal = self._batch()
@@ -276,7 +304,7 @@ class Training:
             else:
                 self.average[name].lerp_(value, 1 - self.params.ema_decay)
 
-    def run(self, report: Reporter, checkpoint: Callable[[dict[str, Any]], None] | None = None) -> None:
+    def run(self, report: Reporter, checkpoint: Checkpoint = no_checkpoint) -> None:
         """Take all steps that are left."""
         while self.step < self.total_steps:
             anchoring = self.step < self.anchor_steps
@@ -291,9 +319,9 @@ class Training:
                     report("anchor", self.step, self.anchor_steps, **row)
                 else:
                     report("critic", self.step - self.anchor_steps, self.params.critic_steps, **row)
-            if checkpoint is not None:
-                checkpoint(self.state())
+            checkpoint(self.state)
         self.generator.load_state_dict(self.average)
+        self.generator.eval().requires_grad_(False)
 
     def state(self) -> dict[str, Any]:
         """Return everything needed to go on exactly, as tensors, numbers, lists and dicts."""
@@ -311,85 +339,3 @@ class Training:
             getattr(self, name).load_state_dict(state[name])
 
     _stateful = ("generator", "critic", "anchor_optimizer", "generator_optimizer", "critic_optimizer")
-
-
-@dataclass
-class SeededGan:
-    """A trained generator and what drawing cells needs. It holds no cell: seeds are kept as posteriors.
-
-    Shapes: latent_mean (T, L), latent_factor (T, L, L), sizes (T, n_levels), seed_mean and seed_log_variance
-    (n_seeds, L), seed_types (n_seeds,).
-    """
-
-    generator: Generator
-    leakage: float
-    latent_mean: Tensor
-    latent_factor: Tensor
-    sizes: Tensor
-    seed_mean: Tensor
-    seed_log_variance: Tensor
-    seed_types: Tensor
-    calibrations: list[Calibration]
-
-    @torch.no_grad()
-    def draw_type(self, t: int, n_rows: int, rng: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
-        """Draw cells of one type before calibration: x (n_rows, G), size (n_rows, 1), and which rows are seed rows."""
-        device = self.sizes.device
-        types = torch.full((n_rows,), t, device=device)
-        levels = quantile_levels().to(device)[None]
-        chance = torch.rand((1, n_rows), generator=rng, device=device)
-        size = interpolate(chance, levels, self.sizes[t][None]).T
-        z = torch.randn((n_rows, self.latent_mean.shape[1]), generator=rng, device=device)
-        z = self.latent_mean[t] + z @ self.latent_factor[t].T
-        seeds = torch.nonzero(self.seed_types == t).squeeze(1)
-        is_seed = (torch.rand(n_rows, generator=rng, device=device) < self.leakage) & (len(seeds) > 0)
-        if len(seeds):
-            row = seeds[torch.randint(len(seeds), (n_rows,), generator=rng, device=device)]
-            posterior = _reparameterise(self.seed_mean[row], self.seed_log_variance[row], rng)
-            z = torch.where(is_seed[:, None], posterior, z)
-        x = self.generator.observation.draw(self.generator.decode(z, types, size), types, size, rng)
-        return x, size, is_seed
-
-    @torch.no_grad()
-    def sample_type(self, t: int, n_rows: int, rng: torch.Generator) -> tuple[Tensor, Tensor]:
-        """Draw calibrated cells of one type: x (n_rows, G) and which rows are seed rows."""
-        x, size, is_seed = self.draw_type(t, n_rows, rng)
-        if self.calibrations:
-            v = self.calibrations[t].apply(self.generator.normalise(x), rng)
-            x = self.generator.denormalise(v, size)
-        return x, is_seed
-
-
-def finish(training: Training) -> SeededGan:
-    """Turn a finished training into a model to draw from: latent distribution, sizes and calibration of each type."""
-    cells, params, generator = training.cells, training.params, training.generator.eval().requires_grad_(False)
-    T, L = training.n_types, params.latent_dim
-    mean, log_variance = generator.encode(cells.x, cells.types, cells.size)
-    latent_mean, latent_factor = torch.zeros(T, L), torch.zeros(T, L, L)
-    sizes = torch.zeros(T, len(quantile_levels()))
-    identity = torch.eye(L)
-    center = torch.stack([cells.size[cells.types == t].mean() for t in range(T)])
-    residual = cells.size.squeeze(1) - center[cells.types]
-    for t in range(T):
-        own = cells.types == t
-        n, prior = int(own.sum()), params.calibration_prior
-        m, second = mean[own].mean(0), mean[own].T @ mean[own] / n + log_variance[own].exp().mean(0).diag()
-        shrunk = n * m / (n + prior)
-        covariance = (n * second + prior * identity) / (n + prior) - shrunk.outer(shrunk)
-        latent_mean[t], latent_factor[t] = shrunk, torch.linalg.cholesky(covariance)
-        values = torch.cat([cells.size[own].squeeze(1), center[t] + residual])
-        weights = torch.cat([torch.ones(n), torch.full((len(residual),), prior / len(residual))])
-        sizes[t] = weighted_quantiles(values[None], weights[None], quantile_levels())[0]
-    seeds = training.seed_rows.seeds
-    model = SeededGan(
-        generator, params.leakage if len(seeds) else 0.0, latent_mean, latent_factor, sizes,
-        mean[seeds], log_variance[seeds], cells.types[seeds], [],
-    )
-    if params.calibrate:
-        rng = training.rng
-        real = generator.normalise(cells.x)
-        floor = torch.zeros_like(real[0]) if real.min() >= 0 else real.min(0).values
-        for t in range(T):
-            generated = generator.normalise(model.draw_type(t, params.calibration_cells, rng)[0])
-            model.calibrations.append(Calibration.fit(real[cells.types == t], generated, floor, prior=params.calibration_prior))
-    return model

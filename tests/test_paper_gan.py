@@ -1,7 +1,7 @@
 """Stage 2 of preset `paper`: the published arithmetic, and nothing of it lost to speed."""
 
 import io
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from itertools import pairwise
 
@@ -13,9 +13,10 @@ from torch import Tensor
 
 from benchmarking.performance.published_loop import PublishedLoop
 from common.cli import silent
+from common.run import no_checkpoint
 from config import PaperParams
 from data_generation import paper_gan
-from data_generation.paper_gan import Critic, Generator, Training, sample, train
+from data_generation.paper_gan import Critic, Generator, Training, sample
 
 N_CELLS, N_GENES, N_SEEDS = 20, 12, 5
 PARAMS = PaperParams(iterations=25, generator_hidden=(16, 14), critic_hidden=(10, 8))
@@ -40,9 +41,11 @@ def cells() -> Tensor:
 
 
 def fit(cells: Tensor, params: PaperParams = PARAMS, **options) -> tuple[Generator, list[dict[str, float]]]:
-    options.setdefault("rng", random(1))
-    options.setdefault("report", silent)
-    return train(cells, cells[:N_SEEDS], params, **options)
+    training = Training(cells, cells[:N_SEEDS], params, options.get("rng", random(1)))
+    if "state" in options:
+        training.load(options["state"])
+    training.run(options.get("report", silent), options.get("checkpoint", no_checkpoint))
+    return training.generator, training.losses
 
 
 def weights(model: torch.nn.Module) -> Tensor:
@@ -106,9 +109,9 @@ def test_interrupted_run_ends_the_same(cells, dtype):
     X = cells.to(dtype)
     files: list[bytes] = []
 
-    def save(state: dict) -> None:
+    def save(make_state: Callable[[], dict]) -> None:
         buffer = io.BytesIO()
-        torch.save(state, buffer)
+        torch.save(make_state(), buffer)
         files.append(buffer.getvalue())
 
     generator, losses = fit(X, checkpoint=save)
@@ -122,7 +125,7 @@ def test_interrupted_run_ends_the_same(cells, dtype):
 
 def test_a_finished_run_is_left_as_it_is(cells):
     files: list[dict] = []
-    generator, losses = fit(cells, checkpoint=files.append)
+    generator, losses = fit(cells, checkpoint=lambda make_state: files.append(make_state()))
     again, again_losses = fit(cells, rng=random(99), state=files[-1])
     assert torch.equal(weights(generator), weights(again))
     assert losses == again_losses

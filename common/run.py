@@ -1,0 +1,238 @@
+"""The folder of a run: every file appears whole or not at all, `run.json` last; a killed run can go on.
+
+What stands in the folder is DESIGN's contract of a generator, documented in the README.
+"""
+
+import contextlib
+import errno
+import hashlib
+import json
+import platform
+import resource
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import torch
+from anndata import AnnData
+
+from common.errors import UserError
+
+Checkpoint = Callable[[Callable[[], dict[str, Any]]], None]
+"""What a training loop calls after each step with a function that returns its state."""
+
+CHECKPOINT_SECONDS = 20.0  # between two checkpoints within a stage: a kill costs at most this much work
+CSV_ROWS = 500  # rows of cells.csv made dense at a time
+PACKAGES = ("anndata", "numpy", "scanpy", "scikit-learn", "scipy", "torch", "torch-geometric")
+
+
+def no_checkpoint(make_state: Callable[[], dict[str, Any]]) -> None:
+    """Keep nothing: the checkpoint of importers."""
+
+
+@contextlib.contextmanager
+def atomic(path: Path) -> Iterator[Path]:
+    """Yield a temporary path beside `path` and rename it to `path` when the block ends well.
+
+    Raises
+    ------
+    UserError
+        If the disk is full or the folder cannot be written to; nothing is left behind.
+    """
+    part = path.with_name(f".{path.name}.part")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        yield part
+        part.replace(path)
+    except OSError as error:
+        raise _as_user_error(error, path) from error
+    finally:
+        with contextlib.suppress(OSError):
+            part.unlink(missing_ok=True)
+
+
+def _as_user_error(error: OSError, path: Path) -> UserError:
+    # HDF5 hides the errno in its message
+    full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG) or any(
+        f"errno = {code}," in str(error) for code in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+    )
+    if full:
+        return UserError(f"no room left to write {path}: free some space or choose another folder with --out")
+    reason = error.strerror or str(error).splitlines()[0]
+    return UserError(f"cannot write {path} ({reason}): choose a folder you can write to with --out")
+
+
+def check_writable(folder: Path) -> None:
+    """Make sure, before anything is computed, that files can be made in a folder; it is made only when needed.
+
+    Raises
+    ------
+    UserError
+        If they cannot.
+    """
+    nearest = next(parent for parent in (folder, *folder.parents) if parent.exists())
+    try:
+        probe = nearest / f".{folder.name}.probe"
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise _as_user_error(error, folder) from error
+
+
+def write_json(path: Path, content: dict[str, Any]) -> None:
+    """Write indented JSON atomically."""
+    with atomic(path) as part:
+        part.write_text(json.dumps(content, indent=2, default=str) + "\n")
+
+
+def write_table(path: Path, table: pd.DataFrame) -> None:
+    """Write a CSV table without index atomically."""
+    with atomic(path) as part:
+        table.to_csv(part, index=False)
+
+
+def write_tensors(path: Path, content: dict[str, Any]) -> None:
+    """Write tensors, numbers, strings, lists and dicts atomically, so that `read_tensors` can read them."""
+    with atomic(path) as part:
+        try:
+            torch.save(content, part)
+        except RuntimeError as error:  # torch reports a full disk so
+            raise OSError(errno.ENOSPC, "no space left on device") from error
+
+
+def read_tensors(path: Path) -> dict[str, Any]:
+    """Read what `write_tensors` wrote; never runs code from the file.
+
+    Raises
+    ------
+    UserError
+        If the file is missing, cut short, or not ours.
+    """
+    if not path.is_file():
+        raise UserError(f"{path} is missing: give the folder of a run that has one")
+    try:
+        content = torch.load(path, weights_only=True, map_location="cpu")
+    except Exception as error:
+        raise UserError(f"{path} is damaged or was not written by GARAGE: run again without it") from error
+    if not isinstance(content, dict) or "format" not in content:
+        raise UserError(f"{path} was not written by GARAGE: give the folder of a GARAGE run")
+    return content
+
+
+def write_cells(folder: Path, cells: AnnData, name: str = "cells") -> None:
+    """Write cells as `<name>.h5ad` and as `<name>.csv` (cell, cell_type, then genes), each atomically."""
+    with atomic(folder / f"{name}.h5ad") as part:
+        cells.write_h5ad(part, compression="gzip")
+    whole = cells.uns["scale"] == "counts"
+    with atomic(folder / f"{name}.csv") as part, part.open("w", newline="") as file:
+        for start in range(0, max(cells.n_obs, 1), CSV_ROWS):
+            rows = cells[start : start + CSV_ROWS]
+            values = rows.X.toarray()
+            table = pd.DataFrame(values.astype("int64") if whole else values, rows.obs_names, cells.var_names)
+            table.insert(0, "cell_type", rows.obs["cell_type"].astype(str), allow_duplicates=True)
+            table.to_csv(file, header=start == 0, index_label="cell")
+
+
+class ResumableRun:
+    """Checkpoints of a run in `checkpoint.pt`, bound to what was asked for.
+
+    Parameters
+    ----------
+    folder
+        The run's folder.
+    identity
+        What a checkpoint must agree in to be gone on from, such as data, parameters and seed.
+    resume
+        Go on from the folder's checkpoint, if there is one; otherwise start anew.
+
+    Raises
+    ------
+    UserError
+        If the checkpoint is damaged or belongs to something else.
+    """
+
+    def __init__(self, folder: Path, identity: dict[str, Any], *, resume: bool) -> None:
+        self.path = folder / "checkpoint.pt"
+        self.content: dict[str, Any] = {"format": "garage-checkpoint-1", "identity": identity, "stages": {}}
+        self._last = time.monotonic()
+        if not resume or not self.path.exists():
+            return
+        found = read_tensors(self.path)
+        other = [key for key, value in identity.items() if found.get("identity", {}).get(key) != value]
+        if other:
+            raise UserError(
+                f"{self.path} belongs to a run with other {' and '.join(other)}: repeat that run's flags, "
+                "or leave out --resume to start anew"
+            )
+        self.content = found
+
+    def state(self, stage: str) -> dict[str, Any] | None:
+        """Return where a stage stood, None if it had not begun."""
+        return self.content["stages"].get(stage)
+
+    def checkpoint(self, stage: str) -> Checkpoint:
+        """Return what the training loop of a stage is to call after each step."""
+
+        def offer(make_state: Callable[[], dict[str, Any]]) -> None:
+            if time.monotonic() - self._last >= CHECKPOINT_SECONDS:
+                self.save(stage, make_state())
+
+        return offer
+
+    def save(self, stage: str, state: dict[str, Any]) -> None:
+        """Write the state of a stage now."""
+        self.content["stages"][stage] = state
+        write_tensors(self.path, self.content)
+        self._last = time.monotonic()
+
+    def forget(self) -> None:
+        """Remove the checkpoint of a finished run."""
+        self.path.unlink(missing_ok=True)
+
+
+class Stopwatch:
+    """Seconds and peak memory of each stage, for `run.json`."""
+
+    def __init__(self) -> None:
+        self.stages: dict[str, dict[str, float]] = {}
+
+    @contextlib.contextmanager
+    def stage(self, name: str) -> Iterator[None]:
+        """Measure a block. Peak memory is the process's so far, in MB."""
+        start = time.monotonic()
+        yield
+        unit = 1 if platform.system() == "Darwin" else 1024  # ru_maxrss is in bytes there, in KB elsewhere
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e6
+        self.stages[name] = {"seconds": round(time.monotonic() - start, 2), "peak_memory_mb": round(peak, 1)}
+
+
+def digest(*parts: bytes) -> str:
+    """Return the SHA-256 of some bytes."""
+    return hashlib.sha256(b"\0".join(parts)).hexdigest()
+
+
+def environment(device: torch.device) -> dict[str, Any]:
+    """Describe what a run's result may depend on besides its inputs."""
+    versions = {"python": platform.python_version()}
+    for package in PACKAGES:
+        with contextlib.suppress(PackageNotFoundError):
+            versions[package] = version(package)
+    return {
+        "versions": versions, "device": str(device), "threads": torch.get_num_threads(),
+        "machine": platform.machine(), "git_commit": _git_commit(),
+    }  # fmt: skip
+
+
+def _git_commit() -> str | None:
+    """Return the commit of the code, with a plus sign if it was changed since; None outside a repository."""
+    git = ["git", "-C", str(Path(__file__).parent)]
+    try:
+        commit = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True, check=True).stdout.strip()
+        changed = subprocess.run([*git, "status", "--porcelain"], capture_output=True, text=True, check=True).stdout
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return commit + ("+" if changed else "")

@@ -1,0 +1,244 @@
+"""GARAGE: real cells in, synthetic cells out (paper, "GARAGE").
+
+Run:    python data_generation/garage.py --dataset pbmc68k --preset garage --leakage 0.2 --seed 42
+Reads:  a data set of config.py, or your own cells (--input, --expression-csv)
+Writes: results/synthetic/<dataset>/<preset>/seed<k>/: cells.h5ad, cells.csv, seeds.csv, losses.csv, model.pt, run.json
+
+The work is done by `fit()` and `sample()` of `model.py`, which importers find here too.
+"""
+
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Annotated, Any, Generic, Literal, TypeVar
+
+import numpy as np
+import pandas as pd
+import tyro
+from anndata import AnnData
+from rich.table import Table
+from sklearn.model_selection import train_test_split
+
+from common.cli import console, errors, progress_bar, run_script
+from common.data import CellSource, load_cells, select_genes
+from common.errors import UserError
+from common.run import (
+    ResumableRun,
+    Stopwatch,
+    check_writable,
+    digest,
+    environment,
+    write_cells,
+    write_json,
+    write_table,
+    write_tensors,
+)
+from config import RESULTS_DIR, SEED, GarageParams, PaperParams
+from data_generation.model import Device, Garage, fit, load, sample
+
+__all__ = ["fit", "load", "main", "sample"]
+
+FRACTIONS = (0.25, 0.5, 0.75, 1.0, 1.25, 1.5)  # the paper's output sizes, in training cells
+P = TypeVar("P", GarageParams, PaperParams)
+
+
+@dataclass(frozen=True)
+class Args(Generic[P]):
+    """Real cells in, synthetic cells out."""
+
+    source: CellSource
+    params: P
+    preset: Literal["garage", "paper"] = "garage"
+    """garage: the method as it should be; paper: the published model and loop. Each has its own hyperparameters"""
+    seed: int = SEED
+    """seed of everything random"""
+    device: Device = "auto"
+    """where to compute"""
+    out: Path | None = None
+    """folder of the run; by default results/synthetic/<dataset>/<preset>/seed<seed>"""
+    n_cells: int | None = None
+    """cells to draw; by default as many as the generator has seen"""
+    cell_type: str | None = None
+    """draw this type only"""
+    proportions: str = "real"
+    """composition to draw: real, uniform, or a csv file with columns cell_type and proportion"""
+    fractions: bool = False
+    """also draw the paper's six sizes, 0.25 to 1.5 times the training cells, as cells_<fraction>n"""
+    holdout: float = 0.0
+    """share of each type's cells kept away from everything, to judge the result by; listed in heldout.csv"""
+    resume: bool = False
+    """go on with the folder's interrupted run"""
+    from_: Annotated[Path | None, tyro.conf.arg(name="from")] = None
+    """draw from the finished run in this folder, without training"""
+
+
+def parse(argv: Sequence[str] | None) -> Args[GarageParams] | Args[PaperParams]:
+    """Read the command line; the preset decides which hyperparameters there are."""
+    argv = list(sys.argv[1:] if argv is None else argv)
+    preset = "garage"
+    for i, word in enumerate(argv):
+        if word.startswith("--preset"):
+            preset = word.partition("=")[2] or (argv[i + 1] if i + 1 < len(argv) else "")
+    kind = Args[PaperParams] if preset == "paper" else Args[GarageParams]
+    args: Any = tyro.cli(kind, args=argv, prog="garage.py", config=(tyro.conf.OmitArgPrefixes,))
+    return args
+
+
+def _read_proportions(given: str, types: list[str]) -> dict[str, float] | None:
+    if given == "real":
+        return None
+    if given == "uniform":
+        return dict.fromkeys(types, 1.0)
+    try:
+        table = pd.read_csv(given)
+        return dict(zip(table["cell_type"].astype(str), table["proportion"].astype(float), strict=True))
+    except (OSError, KeyError, ValueError) as error:
+        raise UserError(
+            f"--proportions {given} is neither real, uniform, nor a csv file with columns cell_type and proportion"
+        ) from error
+
+
+def _split(cells: AnnData, holdout: float, seed: int) -> tuple[AnnData, AnnData | None]:
+    """Keep a stratified share of the cells away; types with one cell stay in training."""
+    if not 0 <= holdout < 1:
+        raise UserError(f"--holdout is {holdout}: give a share from 0 to below 1")
+    if holdout == 0:
+        return cells, None
+    types = cells.obs["cell_type"].astype(str).to_numpy()
+    single = np.isin(types, [t for t, n in zip(*np.unique(types, return_counts=True), strict=True) if n == 1])
+    order = np.argsort(cells.obs_names)  # the split is that of the names, whatever the order of the file
+    order = order[~single[order]]
+    try:
+        _, held = train_test_split(order, test_size=holdout, stratify=types[order], random_state=seed)
+    except ValueError as error:
+        raise UserError(f"--holdout {holdout} leaves a side without one of the types: give another share") from error
+    is_held = np.zeros(cells.n_obs, dtype=bool)
+    is_held[held] = True
+    return cells[~is_held].copy(), cells[is_held].copy()
+
+
+def _load(args: Args) -> tuple[AnnData, AnnData | None]:
+    """Load and split the cells; genes are chosen on the training cells only."""
+    cells = load_cells(replace(args.source, n_top_genes=None))
+    cells, held = _split(cells, args.holdout, args.seed)
+    if args.source.n_top_genes is not None:
+        genes = select_genes(cells, args.source.n_top_genes)
+        cells = cells[:, genes].copy()
+    return cells, held
+
+
+def _identity(cells: AnnData, args: Args, params: GarageParams | PaperParams) -> dict[str, Any]:
+    X = cells.X.tocsr()
+    names = "\n".join([*cells.obs_names, *cells.var_names, *cells.obs["cell_type"].astype(str)])
+    data = digest(X.indptr.tobytes(), X.indices.tobytes(), X.data.tobytes(), names.encode())
+    return {"data": data, "seed": args.seed, "preset": args.preset, "parameters": repr(params)}
+
+
+def _report_data(cells: AnnData, held: AnnData | None) -> None:
+    types = cells.obs["cell_type"].nunique()
+    from_whom = {"authors": "the authors' labels", "leiden": "Leiden clusters"}.get(
+        cells.uns["labels_from"], cells.uns["labels_from"]
+    )
+    console.print(
+        f"{cells.uns['dataset']}: {cells.n_obs} cells x {cells.n_vars} genes on the scale [bold]{cells.uns['scale']}"
+        f"[/], {types} types ({from_whom})" + (f"; {held.n_obs} cells held out" if held is not None else "")
+    )
+    for note in cells.uns["notes"]:
+        errors.print(f"[yellow]note:[/] {note}", soft_wrap=True)
+
+
+def _summary(model: Garage, drawn: AnnData) -> Table:
+    table = Table("type", "real cells", "synthetic cells", "seeds", box=None)
+    synthetic = drawn.obs["cell_type"].value_counts()
+    seeds = {} if model.seeds is None else model.seeds.groupby("cell_type")["is_seed"].sum()
+    for name, n in zip(model.types, model.type_counts, strict=True):
+        table.add_row(name, str(n), str(synthetic.get(name, 0)), str(seeds[name]) if len(seeds) else "")
+    return table
+
+
+def _draw(args: Args, model: Garage, folder: Path) -> AnnData:
+    """Draw what was asked for and write it."""
+    proportions = _read_proportions(args.proportions, model.types)
+    n_cells = sum(model.type_counts) if args.n_cells is None else args.n_cells
+
+    def draw(n: int) -> AnnData:
+        return sample(model, n, cell_type=args.cell_type, proportions=proportions, seed=args.seed)
+
+    drawn = draw(n_cells)
+    write_cells(folder, drawn)
+    for fraction in FRACTIONS if args.fractions else ():
+        cells = draw(max(1, int(fraction * sum(model.type_counts))))
+        cells.obs["fraction"] = fraction
+        write_cells(folder, cells, f"cells_{fraction:g}n")
+    return drawn
+
+
+def _draw_more(args: Args) -> None:
+    """Draw from a finished run."""
+    assert args.from_ is not None
+    folder = args.out or args.from_ / f"drawn_seed{args.seed}"
+    if folder.resolve() == args.from_.resolve():
+        raise UserError(f"{folder} is the run that is drawn from: give another folder with --out")
+    model = load(args.from_ / "model.pt", device=args.device)
+    check_writable(folder)
+    clock = Stopwatch()
+    with clock.stage("sampling"):
+        drawn = _draw(args, model, folder)
+    write_json(folder / "run.json", {
+        "argv": sys.argv, "drawn_from": str(args.from_), "dataset": model.dataset, "method": model.preset,
+        "seed": args.seed, "params": asdict(model.params), **environment(model.device), "stages": clock.stages,
+    })  # fmt: skip
+    console.print(_summary(model, drawn))
+    console.print(f"wrote cells.h5ad, cells.csv and run.json to {folder}", soft_wrap=True)
+
+
+def _train_and_draw(args: Args) -> None:
+    clock = Stopwatch()
+    with clock.stage("loading"):
+        cells, held = _load(args)
+    params = args.params
+    if params.rare_threshold is None:
+        params = replace(params, rare_threshold=cells.uns.get("rare_threshold"))
+    folder = args.out or RESULTS_DIR / "synthetic" / cells.uns["dataset"] / args.preset / f"seed{args.seed}"
+    check_writable(folder)
+    _report_data(cells, held)
+    run = ResumableRun(folder, _identity(cells, args, params), resume=args.resume)
+    (folder / "run.json").unlink(missing_ok=True)  # until the new run is whole there is none
+    with progress_bar() as report:
+        model = fit(cells, params, seed=args.seed, device=args.device, report=report, run=run, clock=clock)
+    with clock.stage("sampling"):
+        drawn = _draw(args, model, folder)
+    assert model.seeds is not None and model.losses is not None
+    write_table(folder / "seeds.csv", model.seeds)
+    write_table(folder / "losses.csv", model.losses)
+    if held is not None:
+        write_table(folder / "heldout.csv", held.obs[["cell_type"]].rename_axis("cell").reset_index())
+    write_tensors(folder / "model.pt", model.content())
+    write_json(folder / "run.json", {
+        "argv": sys.argv[1:], "source": asdict(args.source),
+        "dataset": model.dataset, "method": args.preset, "scale": model.scale, "labels_from": cells.uns["labels_from"],
+        "sha256": cells.uns["sha256"], "seed": args.seed, "holdout": args.holdout, "params": asdict(params),
+        "cells": cells.n_obs, "genes": cells.n_vars, "attention_accuracy": model.accuracy,
+        "notes": [*cells.uns["notes"], *model.notes], **environment(model.device), "stages": clock.stages,
+    })  # fmt: skip
+    run.forget()
+    console.print(_summary(model, drawn))
+    seconds = sum(stage["seconds"] for stage in clock.stages.values())
+    console.print(f"wrote cells, seeds, losses, model and run.json to {folder} in {seconds:.0f} s", soft_wrap=True)
+
+
+@run_script
+def main(argv: Sequence[str] | None = None) -> None:
+    """Run the script."""
+    args = parse(argv)
+    if args.from_ is not None:
+        if args.resume:
+            raise UserError("--from draws from a finished run and --resume goes on with an interrupted one: give one")
+        _draw_more(args)
+    else:
+        _train_and_draw(args)
+
+
+if __name__ == "__main__":
+    main()

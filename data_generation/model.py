@@ -1,0 +1,297 @@
+"""A model from real cells, and synthetic cells from a model: AnnData in, AnnData out.
+
+`fit()` runs stage 1 (`cell_selection.py`) and stage 2 (`seeded_gan.py`, or `paper_gan.py` for preset `paper`);
+`sample()` draws. This is the contract that every generator of the benchmark keeps.
+"""
+
+import hashlib
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import pandas as pd
+import scipy.sparse as sp
+import torch
+from anndata import AnnData
+
+from common.checks import drop_empty_cells, nearest
+from common.cli import Reporter, silent
+from common.errors import UserError
+from common.run import ResumableRun, Stopwatch, read_tensors
+from common.scale import Scale, detect_scale, to_log
+from config import PRESETS, GarageParams, PaperParams
+from data_generation import paper_gan, seeded_gan
+from data_generation.cell_selection import Selection, select
+from data_generation.paper_gan import PublishedGan
+from data_generation.seeded_gan import TrainingCells
+from data_generation.synthesis import SeededGan
+
+FORMAT = "garage-model-1"
+Device = Literal["auto", "cpu", "cuda"]
+
+
+@dataclass
+class Garage:
+    """A fitted model.
+
+    `seeds` and `losses` are the tables of seeds.csv and losses.csv, None for a model read from a file.
+    """
+
+    gan: SeededGan | PublishedGan
+    preset: str
+    params: GarageParams | PaperParams
+    dataset: str
+    scale: Scale
+    genes: list[str]
+    types: list[str]
+    type_counts: list[int]
+    """training cells of each type"""
+    device: torch.device
+    accuracy: float
+    """of the attention network, see `Selection`"""
+    seeds: pd.DataFrame | None = None
+    losses: pd.DataFrame | None = None
+    notes: list[str] = field(default_factory=list)
+
+    def content(self) -> dict[str, Any]:
+        """Return what model.pt holds: tensors, numbers, strings, lists and dicts only."""
+        return {
+            "format": FORMAT, "preset": self.preset, "params": asdict(self.params), "dataset": self.dataset,
+            "scale": self.scale, "genes": self.genes, "types": self.types, "type_counts": self.type_counts,
+            "accuracy": self.accuracy, "gan": self.gan.state(),
+        }  # fmt: skip
+
+
+def load(path: Path, *, device: Device = "auto") -> Garage:
+    """Read a model from model.pt.
+
+    Raises
+    ------
+    UserError
+        If the file is missing, damaged, or not a model of GARAGE.
+    """
+    content = read_tensors(path)
+    if content["format"] != FORMAT:
+        raise UserError(f"{path} is a {content['format']}, this version reads {FORMAT}: give the model.pt of a run")
+    on = choose_device(device)
+    params = PRESETS[content["preset"]](**content["params"])
+    gan: SeededGan | PublishedGan
+    if isinstance(params, PaperParams):
+        gan = PublishedGan.from_state(content["gan"], params, content["scale"], on)
+    else:
+        gan = SeededGan.from_state(content["gan"], params, content["scale"], on)
+    same = ("preset", "dataset", "scale", "genes", "types", "type_counts", "accuracy")
+    return Garage(gan=gan, params=params, device=on, **{name: content[name] for name in same})
+
+
+def choose_device(device: Device) -> torch.device:
+    """Turn auto into cuda where there is one, otherwise cpu.
+
+    Raises
+    ------
+    UserError
+        If cuda is asked for and there is none.
+    """
+    available = torch.cuda.is_available()
+    if device == "cuda" and not available:
+        raise UserError("--device cuda, but PyTorch sees no CUDA device: give --device cpu or auto")
+    return torch.device("cuda" if available and device != "cpu" else "cpu")
+
+
+def _canonical_order(X: sp.csr_matrix, types: np.ndarray) -> np.ndarray:
+    """Order cells by their content, so that nothing depends on the order of the file."""
+    X = X.tocsr()
+    X.sort_indices()
+    rows = [
+        hashlib.blake2b(X.indices[a:b].astype(np.int64).tobytes() + X.data[a:b].tobytes(), digest_size=16).hexdigest()
+        for a, b in zip(X.indptr[:-1], X.indptr[1:], strict=True)
+    ]
+    return np.lexsort((types, np.array(rows)))
+
+
+def fit(
+    cells: AnnData, params: GarageParams | PaperParams, *, seed: int, device: Device = "auto",
+    report: Reporter = silent, run: ResumableRun | None = None, clock: Stopwatch | None = None,
+) -> Garage:  # fmt: skip
+    """Learn from real cells.
+
+    Parameters
+    ----------
+    cells
+        X of shape (n_cells, n_genes); `obs["cell_type"]`; `uns["scale"]`, detected if it is not there. Cells without
+        counts are left out.
+    params
+        Hyperparameters; their class is the preset.
+    seed
+        The same seed gives the same model on the same machine, whatever the order of the cells.
+    report, run, clock
+        Progress, checkpoints and timing, for scripts.
+
+    Raises
+    ------
+    UserError
+        If there are no types, or fewer than two cells.
+    """
+    if "cell_type" not in cells.obs:
+        raise UserError("cells have no obs['cell_type']: put the cell types there")
+    on, clock = choose_device(device), clock or Stopwatch()
+    scale: Scale = cells.uns.get("scale") or detect_scale(cells.X)
+    cells, notes = drop_empty_cells(cells)
+    if cells.n_obs < 2:
+        raise UserError(f"{cells.n_obs} cells are too few to learn from: give at least two")
+    if cells.n_obs < params.neighbors:
+        notes.append(f"{cells.n_obs} cells are fewer than {params.neighbors} neighbours: the graph joins them all")
+    type_names, types = np.unique(cells.obs["cell_type"].astype(str), return_inverse=True)
+    order = _canonical_order(cells.X, types)
+    X, types = sp.csr_matrix(cells.X, dtype=np.float32)[order], types[order]
+    preset = next(name for name, kind in PRESETS.items() if isinstance(params, kind))
+    torch.use_deterministic_algorithms(True, warn_only=True)
+
+    with clock.stage("selection"):
+        library_size = np.median(np.asarray(X.sum(1))) if scale == "counts" else 1.0
+        selection = _select(to_log(X, scale, float(library_size)), types, params, seed, on, report, run)
+    with clock.stage("training"):
+        training_cells = TrainingCells.on(on, X, types, scale)
+        gan, losses = _train(training_cells, selection, len(type_names), params, seed, on, report, run)
+
+    table = pd.DataFrame(
+        {
+            "cell": cells.obs_names[order], "cell_type": type_names[types], "attention": selection.attention,
+            "rank": (-selection.attention).argsort(kind="stable").argsort(kind="stable") + 1,
+            "is_seed": selection.is_seed, "is_rare": selection.is_rare,
+        }
+    ).iloc[np.argsort(order)]  # fmt: skip
+    return Garage(
+        gan=gan, preset=preset, params=params, dataset=str(cells.uns.get("dataset", "cells")), scale=scale,
+        genes=list(cells.var_names), types=[str(name) for name in type_names],
+        type_counts=np.bincount(types).tolist(), device=on, accuracy=selection.accuracy,
+        seeds=table, losses=pd.DataFrame(losses), notes=notes,
+    )  # fmt: skip
+
+
+def _select(
+    log_values: sp.csr_matrix, types: np.ndarray, params: GarageParams | PaperParams, seed: int, on: torch.device,
+    report: Reporter, run: ResumableRun | None,
+) -> Selection:  # fmt: skip
+    """Run stage 1, or read its result if the run that is resumed had finished it."""
+    if run is None:
+        return select(log_values, types, params, seed=seed, device=on, report=report)
+    done = run.state("selection")
+    if done is None:
+        selection = select(
+            log_values, types, params, seed=seed, device=on, report=report,
+            state=run.state("attention"), checkpoint=run.checkpoint("attention"),
+        )  # fmt: skip
+        run.save("selection", selection.state())
+        return selection
+    return Selection.from_state(done)
+
+
+def _train(
+    cells: TrainingCells, selection: Selection, n_types: int, params: GarageParams | PaperParams, seed: int,
+    on: torch.device, report: Reporter, run: ResumableRun | None,
+) -> tuple[SeededGan | PublishedGan, list[dict[str, float]]]:  # fmt: skip
+    """Run stage 2, from where the run that is resumed had got to."""
+    training: seeded_gan.Training | paper_gan.Training
+    if isinstance(params, PaperParams):
+        best_first = np.argsort(-selection.attention, kind="stable")
+        ranked = torch.from_numpy(best_first[selection.is_seed[best_first]]).to(on)
+        values = seeded_gan.log_normalise(cells.x, cells.target_sum) if cells.scale == "counts" else cells.x
+        training = paper_gan.Training(values, values[ranked], params, torch.Generator(on).manual_seed(seed))
+    else:
+        training = seeded_gan.Training(cells, selection, n_types, params, seed=seed)
+    if run is None:
+        training.run(report)
+    else:
+        state = run.state("training")
+        if state is not None:
+            training.load(state)
+        training.run(report, run.checkpoint("training"))
+        run.save("training", training.state())
+    if isinstance(training, paper_gan.Training):
+        return PublishedGan.of(training, cells, values[ranked]), training.losses
+    return SeededGan.of(training), training.losses
+
+
+def compose(weights: np.ndarray, n_cells: int) -> np.ndarray:
+    """Share cells out among types in proportion to weights (largest remainder), one at least if there are enough.
+
+    Parameters
+    ----------
+    weights
+        Shape (n_types,), not negative, at least one positive.
+
+    Returns
+    -------
+    Cells of each type, shape (n_types,), summing to n_cells.
+    """
+    share = n_cells * weights / weights.sum()
+    quota = np.floor(share).astype(int)
+    quota[np.argsort(quota - share, kind="stable")[: n_cells - quota.sum()]] += 1
+    wanted = weights > 0
+    while n_cells >= wanted.sum() and (missing := np.flatnonzero(wanted & (quota == 0))).size:
+        quota[quota.argmax()] -= 1
+        quota[missing[0]] += 1
+    return quota
+
+
+def sample(
+    model: Garage, n_cells: int, *, cell_type: str | None = None, proportions: dict[str, float] | None = None, seed: int
+) -> AnnData:
+    """Draw synthetic cells.
+
+    Parameters
+    ----------
+    n_cells
+        How many.
+    cell_type
+        Draw this type only.
+    proportions
+        Weight of each type; types left out are not drawn. By default the training cells' composition (with preset
+        `paper`, whatever composition the generator has).
+    seed
+        The same seed gives the same cells on the same machine.
+
+    Returns
+    -------
+    Cells on the scale of the input, CSR float32, with obs cell_type and origin (noise or seed).
+
+    Raises
+    ------
+    UserError
+        If a type is unknown or a proportion is not a positive number.
+    """
+    if n_cells < 1:
+        raise UserError(f"{n_cells} cells cannot be drawn: give at least 1")
+    weights = np.array(model.type_counts, dtype=float)
+    if cell_type is not None:
+        if proportions is not None:
+            raise UserError("a cell type and proportions are two compositions: give one of them")
+        proportions = {cell_type: 1.0}
+    if proportions is not None:
+        for name, weight in proportions.items():
+            if name not in model.types:
+                known = f"{', '.join(model.types)}{nearest(name, model.types)}"
+                raise UserError(f"there is no cell type '{name}', only {known}")
+            if not 0 <= weight < np.inf:
+                raise UserError(f"the proportion of {name} is {weight}: give a number that is not negative")
+        weights = np.array([proportions.get(name, 0.0) for name in model.types])
+        if weights.sum() == 0:
+            raise UserError("all proportions are zero: give at least one type a positive number")
+    rng = torch.Generator(model.device).manual_seed(seed)
+    if proportions is None and isinstance(model.gan, PublishedGan):
+        X, types, from_seed = model.gan.draw_freely(n_cells, rng)
+    else:
+        X, types, from_seed = model.gan.draw(compose(weights, n_cells), rng)
+    if model.scale == "linear":
+        X = X.expm1()
+    obs = pd.DataFrame(
+        {
+            "cell_type": pd.Categorical.from_codes(types, model.types),
+            "origin": pd.Categorical.from_codes(from_seed.astype(int), ["noise", "seed"]),
+        },
+        index=[f"synthetic_{i}" for i in range(len(types))],
+    )  # fmt: skip
+    uns = {"scale": model.scale, "dataset": model.dataset, "method": model.preset}
+    return AnnData(sp.csr_matrix(X), obs=obs, var=pd.DataFrame(index=model.genes), uns=uns)

@@ -1,0 +1,172 @@
+"""After training: what drawing cells needs, each type's calibration, and the draw itself."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import scipy.sparse as sp
+import torch
+from torch import Tensor
+
+from common.scale import Scale
+from config import GarageParams
+from data_generation.calibration import Calibration, interpolate, quantile_levels, weighted_quantiles
+from data_generation.observation import Gaussian, HurdleGamma, NegativeBinomial
+from data_generation.seeded_gan import Generator, Training, reparameterise
+
+ROWS_AT_ONCE = 1000  # cells generated at a time, which bounds memory
+
+
+@dataclass(frozen=True)
+class TypeModel:
+    """What is known of one type besides the network. It holds no cell: seeds are kept as posteriors.
+
+    Shapes: latent_mean (L,), latent_factor (L, L), sizes (n_levels,), seed_mean and seed_log_variance (n_seeds, L).
+    """
+
+    latent_mean: Tensor
+    latent_factor: Tensor
+    """z = latent_mean + latent_factor @ noise: the first two moments of the type's posteriors"""
+    sizes: Tensor
+    """quantiles of the log library size"""
+    seed_mean: Tensor
+    seed_log_variance: Tensor
+    calibration: Calibration | None = None
+
+
+def _latent_moments(mean: Tensor, log_variance: Tensor, prior: float) -> tuple[Tensor, Tensor]:
+    """Match a normal distribution to posteriors (n, L), shrunk to N(0, I) as if by `prior` more cells."""
+    n, identity = len(mean), torch.eye(mean.shape[1], device=mean.device)
+    center = mean.sum(0) / (n + prior)
+    second = mean.T @ mean + log_variance.exp().sum(0).diag() + prior * identity
+    return center, torch.linalg.cholesky(second / (n + prior) - center.outer(center))
+
+
+def _size_quantiles(size: Tensor, types: Tensor, t: int, prior: float) -> Tensor:
+    """Quantiles of a type's log library sizes, with `prior` cells' worth of all types' scatter around its mean."""
+    own = size[types == t]
+    scatter = torch.cat([size[types == other] - size[types == other].mean() for other in types.unique()])
+    values = torch.cat([own, own.mean() + scatter])
+    weights = torch.ones_like(values)
+    weights[len(own) :] = prior / len(scatter)
+    return weighted_quantiles(values[None], weights[None], quantile_levels().to(size.device))[0]
+
+
+@dataclass
+class SeededGan:
+    """A trained generator, ready to draw. Shapes: cells (n_rows, n_genes), on the scale on which it was trained."""
+
+    generator: Generator
+    leakage: float
+    """share of seed rows"""
+    types: list[TypeModel]
+
+    @classmethod
+    @torch.no_grad()
+    def of(cls, training: Training) -> "SeededGan":
+        """Sum up a finished training type by type, and calibrate."""
+        cells, params, generator, rng = training.cells, training.params, training.generator, training.rng
+        prior, seeds = params.calibration_prior, training.seed_rows.seeds
+        mean, log_variance = generator.encode(cells.x, cells.types, cells.size)
+        model = cls(generator, params.leakage if len(seeds) else 0.0, [])
+        for t in range(training.n_types):
+            own, of_type = cells.types == t, seeds[cells.types[seeds] == t]
+            center, factor = _latent_moments(mean[own], log_variance[own], prior)
+            sizes = _size_quantiles(cells.size.squeeze(1), cells.types, t, prior)
+            model.types.append(TypeModel(center, factor, sizes, mean[of_type], log_variance[of_type]))
+        if params.calibrate:
+            floor = cells.x.min(0).values.clamp_max(0)
+            for t, uncalibrated in enumerate(model.types):
+                drawn = torch.cat([
+                    generator.to_rank(model._draw(t, n, rng)[0], rng) for n in _portions(params.calibration_cells)
+                ])  # fmt: skip
+                real = generator.to_rank(cells.x[cells.types == t], rng)
+                calibration = Calibration.fit(real, drawn, floor, prior=prior)
+                model.types[t] = TypeModel(**{**vars(uncalibrated), "calibration": calibration})
+        return model
+
+    def _draw(self, t: int, n_rows: int, rng: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
+        """Draw cells of type t as the network has them, their log library sizes, and which come from seed rows."""
+        of_type, device = self.types[t], self.types[t].sizes.device
+        chance = torch.rand((1, n_rows), generator=rng, device=device)
+        size = interpolate(chance, quantile_levels().to(device)[None], of_type.sizes[None]).T
+        noise = torch.randn((n_rows, len(of_type.latent_mean)), generator=rng, device=device)
+        z = of_type.latent_mean + noise @ of_type.latent_factor.T
+        n_seeds = len(of_type.seed_mean)
+        from_seed = torch.rand(n_rows, generator=rng, device=device) < (self.leakage if n_seeds else 0.0)
+        if n_seeds:
+            row = torch.randint(n_seeds, (n_rows,), generator=rng, device=device)
+            posterior = reparameterise(of_type.seed_mean[row], of_type.seed_log_variance[row], rng)
+            z = torch.where(from_seed[:, None], posterior, z)
+        types = torch.full((n_rows,), t, device=device)
+        x = self.generator.observation.draw(self.generator.decode(z, types, size), types, size, rng)
+        return x, size, from_seed
+
+    @torch.no_grad()
+    def draw(self, quota: np.ndarray, rng: torch.Generator) -> tuple[sp.csr_matrix, np.ndarray, np.ndarray]:
+        """Draw cells, so many of each type.
+
+        Parameters
+        ----------
+        quota
+            Cells of each type, shape (n_types,).
+
+        Returns
+        -------
+        Cells of shape (n_cells, n_genes) ordered by type, their type codes, and a mask: true for seed rows.
+        """
+        drawn, masks = [sp.csr_matrix((0, self.generator.n_genes), dtype=np.float32)], [np.zeros(0, dtype=bool)]
+        for t, n_cells in enumerate(quota):
+            for n_rows in _portions(int(n_cells)):
+                x, size, from_seed = self._draw(t, n_rows, rng)
+                calibration = self.types[t].calibration
+                if calibration is not None:
+                    v = calibration.apply(self.generator.to_rank(x, rng), rng)
+                    x = self.generator.from_rank(v, size)
+                drawn.append(sp.csr_matrix(x.cpu().numpy()))
+                masks.append(from_seed.cpu().numpy())
+        return sp.vstack(drawn, format="csr"), np.repeat(np.arange(len(quota)), quota), np.concatenate(masks)
+
+    def state(self) -> dict[str, Any]:
+        """Return everything as tensors, numbers, strings, lists and dicts."""
+        g = self.generator
+        types = [
+            {**vars(t), "calibration": None if t.calibration is None else vars(t.calibration)} for t in self.types
+        ]  # fmt: skip
+        return {
+            "weights": g.state_dict(), "leakage": self.leakage, "types": types, "target_sum": g.target_sum,
+            "ranks_counts": g.ranks_counts, "size_mean": g.size_mean, "size_sd": g.size_sd,
+        }  # fmt: skip
+
+    @classmethod
+    def from_state(cls, state: dict[str, Any], params: GarageParams, scale: Scale, device: torch.device) -> "SeededGan":
+        """Rebuild the model from `state`."""
+        weights = state["weights"]
+        if scale == "counts":
+            observation: Any = NegativeBinomial(weights["observation.log_profile"])
+        elif scale == "scaled":
+            observation = Gaussian(weights["observation.mean"])
+        else:
+            observation = HurdleGamma(weights["observation.detection_logit"], weights["observation.log_level"])
+        generator = Generator(
+            observation, params, scale=scale, ranks_counts=state["ranks_counts"], target_sum=state["target_sum"],
+            size_mean=state["size_mean"], size_sd=state["size_sd"],
+        )  # fmt: skip
+        generator.load_state_dict(weights)
+        generator.to(device).eval().requires_grad_(False)
+
+        def on_device(tensors: dict[str, Any]) -> dict[str, Any]:
+            return {name: value.to(device) for name, value in tensors.items()}
+
+        types = []
+        for t in state["types"]:
+            calibration = t.pop("calibration")
+            map_ = None if calibration is None else Calibration(**on_device(calibration))
+            types.append(TypeModel(**on_device(t), calibration=map_))
+        return cls(generator, state["leakage"], types)
+
+
+def _portions(n_rows: int) -> list[int]:
+    """Split a number of rows into portions that fit into memory."""
+    whole, rest = divmod(n_rows, ROWS_AT_ONCE)
+    return [ROWS_AT_ONCE] * whole + [rest] * (rest > 0)
