@@ -332,13 +332,13 @@ def seed_neighborhoods(
 
 
 def rare_types(types: np.ndarray, threshold: int | None) -> np.ndarray:
-    """Tell which cells are of a rare type: at most `threshold` cells, or 5 % of all cells when the threshold is None.
+    """Tell which cells are of a rare type: at most `threshold` cells; when that is None, 5 % of all cells, 10 at least.
 
     Returns
     -------
     Boolean mask of shape (n_cells,).
     """
-    limit = 0.05 * len(types) if threshold is None else threshold
+    limit = max(10, 0.05 * len(types)) if threshold is None else threshold
     return np.bincount(types)[types] <= limit
 
 

@@ -144,7 +144,11 @@ def _report_data(cells: AnnData, held: AnnData | None) -> None:
         f"{cells.uns['dataset']}: {cells.n_obs} cells x {cells.n_vars} genes on the scale [bold]{cells.uns['scale']}"
         f"[/], {types} types ({from_whom})" + (f"; {held.n_obs} cells held out" if held is not None else "")
     )
-    for note in cells.uns["notes"]:
+    _print_notes(cells.uns["notes"])
+
+
+def _print_notes(notes: list[str]) -> None:
+    for note in notes:
         errors.print(f"[yellow]note:[/] {note}", soft_wrap=True)
 
 
@@ -207,6 +211,7 @@ def _train_and_draw(args: Args) -> None:
     (folder / "run.json").unlink(missing_ok=True)  # until the new run is whole there is none
     with progress_bar() as report:
         model = fit(cells, params, seed=args.seed, device=args.device, report=report, run=run, clock=clock)
+    _print_notes(model.notes)
     with clock.stage("sampling"):
         drawn = _draw(args, model, folder)
     assert model.seeds is not None and model.losses is not None
