@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from typing import Protocol
 
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from common.errors import UserError
@@ -29,7 +30,7 @@ def run_script(main: Callable[[Sequence[str] | None], None]) -> Callable[..., No
         try:
             main(argv)
         except UserError as error:
-            errors.print(f"[bold red]error:[/] {' '.join(str(error).split())}", soft_wrap=True)
+            errors.print(f"[bold red]error:[/] {escape(' '.join(str(error).split()))}", soft_wrap=True)
             sys.exit(2)
         except KeyboardInterrupt:
             errors.print("stopped")

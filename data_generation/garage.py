@@ -17,6 +17,7 @@ import numpy as np
 import pandas as pd
 import tyro
 from anndata import AnnData
+from rich.markup import escape
 from rich.table import Table
 from sklearn.model_selection import train_test_split
 
@@ -35,7 +36,7 @@ from common.run import (
     write_tensors,
 )
 from config import RESULTS_DIR, SEED, GarageParams, PaperParams
-from data_generation.model import Device, Garage, fit, load, sample
+from data_generation.model import Device, Garage, check_proportions, fit, load, sample
 
 __all__ = ["fit", "load", "main", "sample"]
 
@@ -73,30 +74,39 @@ class Args(Generic[P]):
     """draw from the finished run in this folder, without training"""
 
 
-def parse(argv: Sequence[str] | None) -> Args[GarageParams] | Args[PaperParams]:
+def parse(argv: Sequence[str]) -> Args[GarageParams] | Args[PaperParams]:
     """Read the command line; the preset decides which hyperparameters there are."""
-    argv = list(sys.argv[1:] if argv is None else argv)
     preset = "garage"
     for i, word in enumerate(argv):
         if word.startswith("--preset"):
             preset = word.partition("=")[2] or (argv[i + 1] if i + 1 < len(argv) else "")
     kind = Args[PaperParams] if preset == "paper" else Args[GarageParams]
-    args: Any = tyro.cli(kind, args=argv, prog="garage.py", config=(tyro.conf.OmitArgPrefixes,))
+    args: Any = tyro.cli(kind, args=list(argv), prog="garage.py", config=(tyro.conf.OmitArgPrefixes,))
     return args
 
 
-def _read_proportions(given: str, types: list[str]) -> dict[str, float] | None:
-    if given == "real":
-        return None
-    if given == "uniform":
-        return dict.fromkeys(types, 1.0)
-    try:
-        table = pd.read_csv(given)
-        return dict(zip(table["cell_type"].astype(str), table["proportion"].astype(float), strict=True))
-    except (OSError, KeyError, ValueError) as error:
-        raise UserError(
-            f"--proportions {given} is neither real, uniform, nor a csv file with columns cell_type and proportion"
-        ) from error
+def _composition(args: Args, types: list[str]) -> dict[str, float] | None:
+    """Read which types are to be drawn, None for the training cells' composition; wrong ones are told before training."""
+    given, proportions = args.proportions, None
+    if args.cell_type is not None:
+        if given != "real":
+            raise UserError("--cell-type and --proportions are two compositions: give one of them")
+        proportions = {args.cell_type: 1.0}
+    elif given == "uniform":
+        proportions = dict.fromkeys(types, 1.0)
+    elif given != "real":
+        try:
+            table = pd.read_csv(given)
+            proportions = dict(zip(table["cell_type"].astype(str), table["proportion"].astype(float), strict=True))
+        except (OSError, KeyError, ValueError) as error:
+            raise UserError(
+                f"--proportions {given} is neither real, uniform, nor a csv file with columns cell_type and proportion"
+            ) from error
+    if proportions is not None:
+        check_proportions(proportions, types)
+    if args.n_cells is not None and args.n_cells < 1:
+        raise UserError(f"--n-cells is {args.n_cells}: give at least 1")
+    return proportions
 
 
 def _split(cells: AnnData, holdout: float, seed: int) -> tuple[AnnData, AnnData | None]:
@@ -149,7 +159,7 @@ def _report_data(cells: AnnData, held: AnnData | None) -> None:
 
 def _print_notes(notes: list[str]) -> None:
     for note in notes:
-        errors.print(f"[yellow]note:[/] {note}", soft_wrap=True)
+        errors.print(f"[yellow]note:[/] {escape(note)}", soft_wrap=True)
 
 
 def _summary(model: Garage, drawn: AnnData) -> Table:
@@ -163,11 +173,11 @@ def _summary(model: Garage, drawn: AnnData) -> Table:
 
 def _draw(args: Args, model: Garage, folder: Path) -> AnnData:
     """Draw what was asked for and write it."""
-    proportions = _read_proportions(args.proportions, model.types)
+    proportions = _composition(args, model.types)
     n_cells = sum(model.type_counts) if args.n_cells is None else args.n_cells
 
     def draw(n: int) -> AnnData:
-        return sample(model, n, cell_type=args.cell_type, proportions=proportions, seed=args.seed)
+        return sample(model, n, proportions=proportions, seed=args.seed)
 
     drawn = draw(n_cells)
     write_cells(folder, drawn)
@@ -178,26 +188,38 @@ def _draw(args: Args, model: Garage, folder: Path) -> AnnData:
     return drawn
 
 
-def _draw_more(args: Args) -> None:
-    """Draw from a finished run."""
+def _draw_more(args: Args, argv: list[str]) -> None:
+    """Draw from a finished run, which has its data and parameters already."""
     assert args.from_ is not None
+    plain = type(args)(source=CellSource(), params=type(args.params)())
+    given = [
+        name
+        for name in ("source", "params", "preset", "holdout", "resume")
+        if getattr(args, name) != getattr(plain, name)
+    ]
+    if given:
+        raise UserError(
+            f"--from draws from a finished run, which settles its {' and '.join(given)}: leave those flags out"
+        )
     folder = args.out or args.from_ / f"drawn_seed{args.seed}"
     if folder.resolve() == args.from_.resolve():
         raise UserError(f"{folder} is the run that is drawn from: give another folder with --out")
     model = load(args.from_ / "model.pt", device=args.device)
+    _composition(args, model.types)
     check_writable(folder)
     clock = Stopwatch()
     with clock.stage("sampling"):
         drawn = _draw(args, model, folder)
     write_json(folder / "run.json", {
-        "argv": sys.argv, "drawn_from": str(args.from_), "dataset": model.dataset, "method": model.preset,
+        "argv": argv, "drawn_from": str(args.from_), "dataset": model.dataset, "method": model.preset,
         "seed": args.seed, "params": asdict(model.params), **environment(model.device), "stages": clock.stages,
     })  # fmt: skip
     console.print(_summary(model, drawn))
     console.print(f"wrote cells.h5ad, cells.csv and run.json to {folder}", soft_wrap=True)
 
 
-def _train_and_draw(args: Args) -> None:
+def _train_and_draw(args: Args, argv: list[str]) -> None:
+    """Learn from the cells, draw, and write the run's folder."""
     clock = Stopwatch()
     with clock.stage("loading"):
         cells, held = _load(args)
@@ -205,6 +227,7 @@ def _train_and_draw(args: Args) -> None:
     if params.rare_threshold is None:
         params = replace(params, rare_threshold=cells.uns.get("rare_threshold"))
     folder = args.out or RESULTS_DIR / "synthetic" / cells.uns["dataset"] / args.preset / f"seed{args.seed}"
+    _composition(args, sorted(cells.obs["cell_type"].astype(str).unique()))
     check_writable(folder)
     _report_data(cells, held)
     run = ResumableRun(folder, _identity(cells, args, params), resume=args.resume)
@@ -221,7 +244,7 @@ def _train_and_draw(args: Args) -> None:
         write_table(folder / "heldout.csv", held.obs[["cell_type"]].rename_axis("cell").reset_index())
     write_tensors(folder / "model.pt", model.content())
     write_json(folder / "run.json", {
-        "argv": sys.argv[1:], "source": asdict(args.source),
+        "argv": argv, "source": asdict(args.source),
         "dataset": model.dataset, "method": args.preset, "scale": model.scale, "labels_from": cells.uns["labels_from"],
         "sha256": cells.uns["sha256"], "seed": args.seed, "holdout": args.holdout, "params": asdict(params),
         "cells": cells.n_obs, "genes": cells.n_vars, "attention_accuracy": model.accuracy,
@@ -236,13 +259,12 @@ def _train_and_draw(args: Args) -> None:
 @run_script
 def main(argv: Sequence[str] | None = None) -> None:
     """Run the script."""
+    argv = list(sys.argv[1:] if argv is None else argv)
     args = parse(argv)
     if args.from_ is not None:
-        if args.resume:
-            raise UserError("--from draws from a finished run and --resume goes on with an interrupted one: give one")
-        _draw_more(args)
+        _draw_more(args, argv)
     else:
-        _train_and_draw(args)
+        _train_and_draw(args, argv)
 
 
 if __name__ == "__main__":

@@ -236,6 +236,23 @@ def compose(weights: np.ndarray, n_cells: int) -> np.ndarray:
     return quota
 
 
+def check_proportions(proportions: dict[str, float], types: list[str]) -> None:
+    """Make sure that proportions are of known types and can be met.
+
+    Raises
+    ------
+    UserError
+        If a type is unknown, or the proportions are negative or all zero.
+    """
+    for name, weight in proportions.items():
+        if name not in types:
+            raise UserError(f"there is no cell type '{name}', only {', '.join(types)}{nearest(name, types)}")
+        if not 0 <= weight < np.inf:
+            raise UserError(f"the proportion of {name} is {weight}: give a number that is not negative")
+    if not any(proportions.values()):
+        raise UserError("all proportions are zero: give at least one type a positive number")
+
+
 def sample(
     model: Garage, n_cells: int, *, cell_type: str | None = None, proportions: dict[str, float] | None = None, seed: int
 ) -> AnnData:
@@ -270,15 +287,8 @@ def sample(
             raise UserError("a cell type and proportions are two compositions: give one of them")
         proportions = {cell_type: 1.0}
     if proportions is not None:
-        for name, weight in proportions.items():
-            if name not in model.types:
-                known = f"{', '.join(model.types)}{nearest(name, model.types)}"
-                raise UserError(f"there is no cell type '{name}', only {known}")
-            if not 0 <= weight < np.inf:
-                raise UserError(f"the proportion of {name} is {weight}: give a number that is not negative")
+        check_proportions(proportions, model.types)
         weights = np.array([proportions.get(name, 0.0) for name in model.types])
-        if weights.sum() == 0:
-            raise UserError("all proportions are zero: give at least one type a positive number")
     rng = torch.Generator(model.device).manual_seed(seed)
     if proportions is None and isinstance(model.gan, PublishedGan):
         X, types, from_seed = model.gan.draw_freely(n_cells, rng)
