@@ -14,8 +14,9 @@ help:  ## list the targets
 garage: $(READY)  ## train GARAGE on the embedded blood cells and draw synthetic ones
 	$(BIN)/python data_generation/garage.py
 
-test: $(READY)  ## lint, types and every test
+test: $(READY)  ## lint, format, types and every test
 	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/pytest
 

@@ -109,7 +109,7 @@ class SelectionParams:
     leakage: float = 0.2
     """share of the training cells that become seeds, and of the generator's input rows that start from a seed"""
     rare_threshold: int | None = None
-    """a type with at most this many cells is rare; by default the data set's own; if unknown 5 % of the cells, 10 at least"""
+    """a type with at most this many cells is rare; by default what DATASETS says, else 5 % of the cells, 10 at least"""
     neighbors: int = 5
     """neighbours of a cell in the kNN graph, the cell itself counted as one (as published)"""
     graph_on: Literal["pcs", "genes"] = "pcs"

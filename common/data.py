@@ -11,6 +11,7 @@ import pandas as pd
 import scanpy as sc
 from anndata import AnnData
 from scipy import io, sparse
+from sklearn.model_selection import train_test_split
 from sklearn.neighbors import kneighbors_graph
 
 from common.checks import (
@@ -149,6 +150,40 @@ def select_genes(cells: AnnData, n_top_genes: int) -> pd.Index:
     dispersion = sc.pp.highly_variable_genes(log, inplace=False)["dispersions_norm"].to_numpy()
     ranked = np.argsort(-np.nan_to_num(dispersion, nan=-np.inf), kind="stable")[:n_top_genes]
     return cells.var_names[np.sort(ranked[~np.isnan(dispersion[ranked])])]
+
+
+def split_cells(cells: AnnData, holdout: float, seed: int) -> tuple[AnnData, AnnData | None]:
+    """Keep a share of every type's cells away from training.
+
+    Parameters
+    ----------
+    cells
+        With `obs["cell_type"]`. The split follows the cells' names, whatever their order; types of one cell stay.
+    holdout
+        Share kept away, from 0 to below 1.
+
+    Returns
+    -------
+    Training cells, and held-out cells (None if the share is 0).
+
+    Raises
+    ------
+    UserError
+        If the share is out of range, or a side would lack a type.
+    """
+    if not 0 <= holdout < 1:
+        raise UserError(f"--holdout is {holdout}: give a share from 0 to below 1")
+    if holdout == 0:
+        return cells, None
+    types = cells.obs["cell_type"].astype(str)
+    order = np.argsort(cells.obs_names)
+    order = order[(types.map(types.value_counts()) > 1).to_numpy()[order]]
+    try:
+        _, held = train_test_split(order, test_size=holdout, stratify=types.iloc[order], random_state=seed)
+    except ValueError as error:
+        raise UserError(f"--holdout {holdout} leaves a side without one of the types: give another share") from error
+    is_held = np.isin(np.arange(cells.n_obs), held)
+    return cells[~is_held].copy(), cells[is_held].copy()
 
 
 def _check_flags(source: CellSource) -> None:

@@ -74,8 +74,8 @@ def check_writable(folder: Path) -> None:
     UserError
         If they cannot.
     """
-    nearest = next(parent for parent in (folder, *folder.parents) if parent.exists())
     try:
+        nearest = next(parent for parent in (folder, *folder.parents) if parent.exists())
         probe = nearest / f".{folder.name}.probe"
         probe.touch()
         probe.unlink()

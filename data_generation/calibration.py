@@ -4,8 +4,7 @@ Each generated value is replaced by the value of the same rank in a target distr
 The target is the posterior mean of a Dirichlet process (Ferguson 1973) whose base measure is the network's own
 marginal: training cells count one each, the network as many as `prior`. A type with thousands of cells gets its
 empirical marginal, one with three cells mostly what the network learnt from all types. Ranks are taken against stored
-quantiles of the network, not against the other cells of a batch, so a cell can be drawn alone; quantiles are
-interpolated, so values are not merely permuted.
+quantiles of the network, so a cell can be drawn alone; quantiles are interpolated, so values are not merely permuted.
 
 The atom at the floor (zero, or a scaled gene's lowest value) is kept apart: its probability is calibrated exactly.
 """
@@ -38,7 +37,9 @@ def weighted_quantiles(values: Tensor, weights: Tensor, levels: Tensor) -> Tenso
     -------
     Shape (n_columns, n_levels).
     """
-    ordered, order = values.sort(dim=1)
+    # values of weight zero are no knots: sorted to the front, at rank 0, they take the lowest value that counts
+    ordered, order = values.where(weights > 0, -torch.inf).sort(dim=1)
+    ordered = ordered.maximum(values.where(weights > 0, torch.inf).amin(1, keepdim=True))
     weights = weights.gather(1, order)
     rank = (weights.cumsum(1) - weights / 2) / weights.sum(1, keepdim=True)
     return interpolate(levels.expand(len(values), -1).contiguous(), rank, ordered)
@@ -92,8 +93,9 @@ class Calibration:
         def describe(values: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
             atoms, quantiles = [], []
             for genes in torch.arange(len(floor), device=real.device).split(GENES_AT_ONCE):
-                above = (values[:, genes] > floor[genes]) * weight
-                atoms.append(1 - above.sum(0) / weight.sum())
+                is_above = values[:, genes] > floor[genes]
+                atoms.append((~is_above * weight).sum(0) / weight.sum())  # not 1 - the rest: none must be exactly 0
+                above = is_above * weight
                 above[:, above.sum(0) == 0] = 1.0  # never above the floor: any quantile does, none is used
                 quantiles.append(weighted_quantiles(values[:, genes].T, above.T, levels))
             return torch.cat(atoms), torch.cat(quantiles)
@@ -103,12 +105,23 @@ class Calibration:
         return cls(floor, atom_from, atom_to, quantiles_from, quantiles_to)
 
     def apply(self, values: Tensor, rng: torch.Generator) -> Tensor:
-        """Carry generated values of shape (n_cells, n_genes) over to the target; ranks within the atom are random."""
+        """Carry generated values over to the target.
+
+        Ranks within the atom are random. Cells drawn together are spread evenly over the target: of n cells each gene
+        has one rank in each n-th of [0, 1], moved there by as little as it takes. A cell drawn alone keeps its ranks.
+
+        Parameters
+        ----------
+        values
+            Shape (n_cells, n_genes), cells of this type, drawn together.
+        """
         levels = quantile_levels().to(values.device).expand(len(self.floor), -1)
         v, floor = values.T, self.floor[:, None]
         atom_from, atom_to = self.atom_from[:, None], self.atom_to[:, None]
         within = interpolate(v, self.quantiles_from, levels)
         chance = torch.rand(v.shape, generator=rng, device=v.device)
         rank = torch.where(v > floor, atom_from + (1 - atom_from) * within, atom_from * chance)
+        stratum = rank.argsort(1).argsort(1)
+        rank = rank.clamp(stratum / len(values), (stratum + 1) / len(values))
         above = ((rank - atom_to) / (1 - atom_to).clamp_min(1e-12)).clamp(0, 1)
         return torch.where(rank < atom_to, floor, interpolate(above, levels, self.quantiles_to)).T

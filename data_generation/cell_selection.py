@@ -74,7 +74,8 @@ def graph_features(log_values: sp.csr_matrix, params: SelectionParams, *, seed: 
     if params.graph_on == "genes":
         return log_values.toarray().astype(np.float32)
     n_pcs = min(params.graph_pcs, min(log_values.shape) - 1)
-    if n_pcs < 1:
+    varies = (log_values.max(axis=0) != log_values.min(axis=0)).nnz > 0
+    if n_pcs < 1 or not varies:
         return log_values.toarray().astype(np.float32)
     pcs = PCA(n_pcs, svd_solver="arpack", random_state=seed).fit_transform(log_values)
     return (pcs / (pcs[:, 0].std() or 1.0)).astype(np.float32)
@@ -298,7 +299,7 @@ def choose_seeds(attention: np.ndarray, types: np.ndarray, is_rare: np.ndarray, 
     Boolean mask of shape (n_cells,).
     """
     is_seed = np.zeros(len(types), dtype=bool)
-    n_seeds = int(np.ceil(params.leakage * len(types)))
+    n_seeds = int(np.ceil(round(params.leakage * len(types), 6)))  # 0.07 x 100 is a little more than 7
     if n_seeds == 0:
         return is_seed
     best_first = np.argsort(-attention, kind="stable")

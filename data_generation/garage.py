@@ -13,16 +13,15 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, Generic, Literal, TypeVar
 
-import numpy as np
 import pandas as pd
+import torch
 import tyro
 from anndata import AnnData
 from rich.markup import escape
 from rich.table import Table
-from sklearn.model_selection import train_test_split
 
 from common.cli import console, errors, progress_bar, run_script
-from common.data import CellSource, load_cells, select_genes
+from common.data import CellSource, load_cells, select_genes, split_cells
 from common.errors import UserError
 from common.run import (
     ResumableRun,
@@ -36,7 +35,7 @@ from common.run import (
     write_tensors,
 )
 from config import RESULTS_DIR, SEED, GarageParams, PaperParams
-from data_generation.model import Device, Garage, check_proportions, fit, load, sample
+from data_generation.model import Device, Garage, check_proportions, choose_device, fit, load, sample
 
 __all__ = ["fit", "load", "main", "sample"]
 
@@ -86,7 +85,7 @@ def parse(argv: Sequence[str]) -> Args[GarageParams] | Args[PaperParams]:
 
 
 def _composition(args: Args, types: list[str]) -> dict[str, float] | None:
-    """Read which types are to be drawn, None for the training cells' composition; wrong ones are told before training."""
+    """Read which types are to be drawn, None for the training cells' composition; called before training too."""
     given, proportions = args.proportions, None
     if args.cell_type is not None:
         if given != "real":
@@ -109,29 +108,10 @@ def _composition(args: Args, types: list[str]) -> dict[str, float] | None:
     return proportions
 
 
-def _split(cells: AnnData, holdout: float, seed: int) -> tuple[AnnData, AnnData | None]:
-    """Keep a stratified share of the cells away; types with one cell stay in training."""
-    if not 0 <= holdout < 1:
-        raise UserError(f"--holdout is {holdout}: give a share from 0 to below 1")
-    if holdout == 0:
-        return cells, None
-    types = cells.obs["cell_type"].astype(str).to_numpy()
-    single = np.isin(types, [t for t, n in zip(*np.unique(types, return_counts=True), strict=True) if n == 1])
-    order = np.argsort(cells.obs_names)  # the split is that of the names, whatever the order of the file
-    order = order[~single[order]]
-    try:
-        _, held = train_test_split(order, test_size=holdout, stratify=types[order], random_state=seed)
-    except ValueError as error:
-        raise UserError(f"--holdout {holdout} leaves a side without one of the types: give another share") from error
-    is_held = np.zeros(cells.n_obs, dtype=bool)
-    is_held[held] = True
-    return cells[~is_held].copy(), cells[is_held].copy()
-
-
 def _load(args: Args) -> tuple[AnnData, AnnData | None]:
     """Load and split the cells; genes are chosen on the training cells only."""
     cells = load_cells(replace(args.source, n_top_genes=None))
-    cells, held = _split(cells, args.holdout, args.seed)
+    cells, held = split_cells(cells, args.holdout, args.seed)
     if args.source.n_top_genes is not None:
         genes = select_genes(cells, args.source.n_top_genes)
         cells = cells[:, genes].copy()
@@ -142,7 +122,14 @@ def _identity(cells: AnnData, args: Args, params: GarageParams | PaperParams) ->
     X = cells.X.tocsr()
     names = "\n".join([*cells.obs_names, *cells.var_names, *cells.obs["cell_type"].astype(str)])
     data = digest(X.indptr.tobytes(), X.indices.tobytes(), X.data.tobytes(), names.encode())
-    return {"data": data, "seed": args.seed, "preset": args.preset, "parameters": repr(params)}
+    return {
+        "data": data, "scale": cells.uns["scale"], "seed": args.seed, "preset": args.preset, "parameters": repr(params),
+    }  # fmt: skip
+
+
+def _absolute(source: dict[str, Any]) -> dict[str, Any]:
+    """Make paths absolute, so that the cells are found again from any folder."""
+    return {name: str(value.resolve()) if isinstance(value, Path) else value for name, value in source.items()}
 
 
 def _report_data(cells: AnnData, held: AnnData | None) -> None:
@@ -150,9 +137,11 @@ def _report_data(cells: AnnData, held: AnnData | None) -> None:
     from_whom = {"authors": "the authors' labels", "leiden": "Leiden clusters"}.get(
         cells.uns["labels_from"], cells.uns["labels_from"]
     )
+    kept_away = "" if held is None else f"; {held.n_obs} cells held out"
     console.print(
-        f"{cells.uns['dataset']}: {cells.n_obs} cells x {cells.n_vars} genes on the scale [bold]{cells.uns['scale']}"
-        f"[/], {types} types ({from_whom})" + (f"; {held.n_obs} cells held out" if held is not None else "")
+        f"{escape(cells.uns['dataset'])}: {cells.n_obs} cells x {cells.n_vars} genes on the scale "
+        f"[bold]{cells.uns['scale']}[/], {types} types ({escape(from_whom)}){kept_away}",
+        soft_wrap=True,
     )
     _print_notes(cells.uns["notes"])
 
@@ -167,7 +156,7 @@ def _summary(model: Garage, drawn: AnnData) -> Table:
     synthetic = drawn.obs["cell_type"].value_counts()
     seeds = {} if model.seeds is None else model.seeds.groupby("cell_type")["is_seed"].sum()
     for name, n in zip(model.types, model.type_counts, strict=True):
-        table.add_row(name, str(n), str(synthetic.get(name, 0)), str(seeds[name]) if len(seeds) else "")
+        table.add_row(escape(name), str(n), str(synthetic.get(name, 0)), str(seeds[name]) if len(seeds) else "")
     return table
 
 
@@ -180,11 +169,14 @@ def _draw(args: Args, model: Garage, folder: Path) -> AnnData:
         return sample(model, n, proportions=proportions, seed=args.seed)
 
     drawn = draw(n_cells)
+    sizes = [f"cells_{fraction:g}n" for fraction in FRACTIONS]
+    for old in ("run.json", "heldout.csv", *(f"{size}.{kind}" for size in sizes for kind in ("h5ad", "csv"))):
+        (folder / old).unlink(missing_ok=True)  # of an earlier run; until this one is whole there is no run.json
     write_cells(folder, drawn)
-    for fraction in FRACTIONS if args.fractions else ():
+    for fraction, size in zip(FRACTIONS, sizes, strict=True) if args.fractions else ():
         cells = draw(max(1, int(fraction * sum(model.type_counts))))
         cells.obs["fraction"] = fraction
-        write_cells(folder, cells, f"cells_{fraction:g}n")
+        write_cells(folder, cells, size)
     return drawn
 
 
@@ -211,27 +203,29 @@ def _draw_more(args: Args, argv: list[str]) -> None:
     with clock.stage("sampling"):
         drawn = _draw(args, model, folder)
     write_json(folder / "run.json", {
-        "argv": argv, "drawn_from": str(args.from_), "dataset": model.dataset, "method": model.preset,
+        "argv": argv, "drawn_from": str(args.from_.resolve()), "dataset": model.dataset, "method": model.preset,
+        "sha256": {"model.pt": digest((args.from_ / "model.pt").read_bytes())},
         "seed": args.seed, "params": asdict(model.params), **environment(model.device), "stages": clock.stages,
     })  # fmt: skip
     console.print(_summary(model, drawn))
-    console.print(f"wrote cells.h5ad, cells.csv and run.json to {folder}", soft_wrap=True)
+    console.print(f"wrote cells.h5ad, cells.csv and run.json to {escape(str(folder))}", soft_wrap=True)
 
 
 def _train_and_draw(args: Args, argv: list[str]) -> None:
     """Learn from the cells, draw, and write the run's folder."""
-    clock = Stopwatch()
+    clock, threads = Stopwatch(), torch.get_num_threads()
     with clock.stage("loading"):
         cells, held = _load(args)
+    torch.set_num_threads(threads)  # numba, within scanpy, sets its own number, and results depend on it
     params = args.params
     if params.rare_threshold is None:
         params = replace(params, rare_threshold=cells.uns.get("rare_threshold"))
+    choose_device(args.device)  # tells before training
     folder = args.out or RESULTS_DIR / "synthetic" / cells.uns["dataset"] / args.preset / f"seed{args.seed}"
     _composition(args, sorted(cells.obs["cell_type"].astype(str).unique()))
     check_writable(folder)
     _report_data(cells, held)
     run = ResumableRun(folder, _identity(cells, args, params), resume=args.resume)
-    (folder / "run.json").unlink(missing_ok=True)  # until the new run is whole there is none
     with progress_bar() as report:
         model = fit(cells, params, seed=args.seed, device=args.device, report=report, run=run, clock=clock)
     _print_notes(model.notes)
@@ -244,7 +238,7 @@ def _train_and_draw(args: Args, argv: list[str]) -> None:
         write_table(folder / "heldout.csv", held.obs[["cell_type"]].rename_axis("cell").reset_index())
     write_tensors(folder / "model.pt", model.content())
     write_json(folder / "run.json", {
-        "argv": argv, "source": asdict(args.source),
+        "argv": argv, "source": _absolute(asdict(args.source)),
         "dataset": model.dataset, "method": args.preset, "scale": model.scale, "labels_from": cells.uns["labels_from"],
         "sha256": cells.uns["sha256"], "seed": args.seed, "holdout": args.holdout, "params": asdict(params),
         "cells": cells.n_obs, "genes": cells.n_vars, "attention_accuracy": model.accuracy,
@@ -253,7 +247,8 @@ def _train_and_draw(args: Args, argv: list[str]) -> None:
     run.forget()
     console.print(_summary(model, drawn))
     seconds = sum(stage["seconds"] for stage in clock.stages.values())
-    console.print(f"wrote cells, seeds, losses, model and run.json to {folder} in {seconds:.0f} s", soft_wrap=True)
+    written = f"wrote cells, seeds, losses, model and run.json to {folder} in {seconds:.0f} s"
+    console.print(escape(written), soft_wrap=True)
 
 
 @run_script

@@ -58,7 +58,7 @@ class Garage:
         """Return what model.pt holds: tensors, numbers, strings, lists and dicts only."""
         return {
             "format": FORMAT, "preset": self.preset, "params": asdict(self.params), "dataset": self.dataset,
-            "scale": self.scale, "genes": self.genes, "types": self.types, "type_counts": self.type_counts,
+            "scale": str(self.scale), "genes": self.genes, "types": self.types, "type_counts": self.type_counts,
             "accuracy": self.accuracy, "gan": self.gan.state(),
         }  # fmt: skip
 
@@ -136,15 +136,18 @@ def fit(
     if "cell_type" not in cells.obs:
         raise UserError("cells have no obs['cell_type']: put the cell types there")
     on, clock = choose_device(device), clock or Stopwatch()
-    scale: Scale = cells.uns.get("scale") or detect_scale(cells.X)
-    cells, notes = drop_empty_cells(cells)
+    X = sp.csr_matrix(cells.X, dtype=np.float32, copy=True)  # whatever form it came in, one form from here on
+    X.sum_duplicates()
+    X.eliminate_zeros()
+    scale: Scale = cells.uns.get("scale") or detect_scale(X)
+    cells, notes = drop_empty_cells(AnnData(X, obs=cells.obs[["cell_type"]], var=cells.var[[]], uns=cells.uns))
     if cells.n_obs < 2:
         raise UserError(f"{cells.n_obs} cells are too few to learn from: give at least two")
     if cells.n_obs < params.neighbors:
         notes.append(f"{cells.n_obs} cells are fewer than {params.neighbors} neighbours: the graph joins them all")
     type_names, types = np.unique(cells.obs["cell_type"].astype(str), return_inverse=True)
     order = _canonical_order(cells.X, types)
-    X, types = sp.csr_matrix(cells.X, dtype=np.float32)[order], types[order]
+    X, types = cells.X[order], types[order]
     preset = next(name for name, kind in PRESETS.items() if isinstance(params, kind))
     torch.use_deterministic_algorithms(True, warn_only=True)
 

@@ -31,8 +31,11 @@ from data_generation.observation import Gaussian, HurdleGamma, NegativeBinomial
 
 PROFILE_PRIOR = 10.0  # cells' worth of the population's mean in each type's mean profile
 READ_COUNTS = 10.0  # median of the counts above zero beyond which they are reads of full-length protocols, not UMIs
-MIN_SHARE = 1e-8  # of a gene nobody expresses, so that its logarithm exists
+MIN_SHARE = 1e-30  # of a gene nobody expresses: its logarithm exists, and no molecule of it is ever drawn
 MIN_DETECTED = 1e-3
+MIN_VARIANCE = 1e-2  # a scaled gene's, where the observation model starts
+SHAPE_PRIOR = 1.0  # values' worth of the common shape in each gene's, where the observation model starts
+NEVER = -200.0  # logit of the detection of such a gene: a probability of exactly zero
 BETAS = (0.5, 0.99)  # of Adam against a critic: little momentum, as the target moves
 LOG_EVERY = 10  # steps between two rows of the loss table
 
@@ -79,10 +82,21 @@ def observation_model(cells: TrainingCells, n_types: int) -> NegativeBinomial | 
         shares = _type_means(cells.x / cells.size.exp(), cells.types, n_types)
         return NegativeBinomial((shares + MIN_SHARE).log())
     if cells.scale == "scaled":
-        return Gaussian(_type_means(cells.x, cells.types, n_types))
-    detected = _type_means((cells.x > 0).float(), cells.types, n_types).clamp(MIN_DETECTED, 1 - MIN_DETECTED)
+        gaussian = Gaussian(_type_means(cells.x, cells.types, n_types))
+        variance = (cells.x - gaussian.mean[cells.types]).square().mean(0)
+        gaussian.log_sd.data = 0.5 * variance.clamp_min(MIN_VARIANCE).log()
+        return gaussian
+    frequency = _type_means((cells.x > 0).float(), cells.types, n_types)
+    detected = frequency.clamp(MIN_DETECTED, 1 - MIN_DETECTED)
     level = _type_means(cells.x, cells.types, n_types) / detected
-    return HurdleGamma(detected.logit(), level.clamp_min(MIN_DETECTED).log())
+    logit = torch.where(frequency > 0, detected.logit(), NEVER)
+    hurdle = HurdleGamma(logit, level.clamp_min(MIN_DETECTED).log())
+    # by the method of moments: a shape far off is learnt more slowly than the critic drives the values to infinity
+    some = cells.x > 0
+    scatter = (cells.x / hurdle.log_level[cells.types].exp() - 1).square() * some
+    shape = (some.sum(0) + SHAPE_PRIOR) / (scatter.sum(0) + SHAPE_PRIOR / F.softplus(hurdle.raw_shape.data))
+    hurdle.raw_shape.data = shape + torch.log(-torch.expm1(-shape))  # undoes softplus
+    return hurdle
 
 
 class Generator(nn.Module):
@@ -110,9 +124,9 @@ class Generator(nn.Module):
     @classmethod
     def for_cells(cls, cells: TrainingCells, n_types: int, params: GarageParams) -> "Generator":
         """Build the generator that suits the training cells."""
-        ranks_counts = params.calibrate_on == "counts"
-        if params.calibrate_on == "auto":
-            ranks_counts = cells.scale == "counts" and float(cells.x[cells.x > 0].median()) <= READ_COUNTS
+        ranks_counts = cells.scale == "counts" and params.calibrate_on != "normalised"
+        if ranks_counts and params.calibrate_on == "auto":
+            ranks_counts = float(cells.x[cells.x > 0].median()) <= READ_COUNTS
         return cls(
             observation_model(cells, n_types), params, scale=cells.scale, ranks_counts=ranks_counts,
             target_sum=cells.target_sum, size_mean=float(cells.size.mean()),
@@ -217,9 +231,10 @@ class Training:
             torch.manual_seed(seed)
             self.generator = Generator.for_cells(cells, n_types, params).to(device)
             self.critic = Critic(cells.x.shape[1], n_types, params).to(device)
-        self.anchor_optimizer = torch.optim.AdamW(self.generator.parameters(), lr=params.anchor_lr)
-        self.generator_optimizer = torch.optim.Adam(self.generator.parameters(), params.generator_lr, betas=BETAS)
-        self.critic_optimizer = torch.optim.Adam(self.critic.parameters(), params.critic_lr, betas=BETAS)
+        own, others = self.generator.parameters, self.critic.parameters
+        self.anchor_optimizer = torch.optim.AdamW(own(), params.anchor_lr, fused=True)
+        self.generator_optimizer = torch.optim.Adam(own(), params.generator_lr, betas=BETAS, fused=True)
+        self.critic_optimizer = torch.optim.Adam(others(), params.critic_lr, betas=BETAS, fused=True)
         self.average = {k: v.detach().clone() for k, v in self.generator.state_dict().items()}
         self.step = 0
         self.losses: list[dict[str, float]] = []

@@ -160,9 +160,10 @@ class SeededGan:
 
         types = []
         for t in state["types"]:
-            calibration = t.pop("calibration")
+            calibration = t["calibration"]
             map_ = None if calibration is None else Calibration(**on_device(calibration))
-            types.append(TypeModel(**on_device(t), calibration=map_))
+            own = {name: value for name, value in t.items() if name != "calibration"}
+            types.append(TypeModel(**on_device(own), calibration=map_))
         return cls(generator, state["leakage"], types)
 
 

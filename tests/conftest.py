@@ -1,0 +1,54 @@
+"""What several tests share: one thread, toy cells, and parameters small enough for seconds."""
+
+from collections.abc import Iterator
+from dataclasses import replace
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from anndata import AnnData
+from scipy import sparse
+
+from config import GarageParams
+
+TOY_SIZES = {"B": 24, "NK": 8, "T": 40}
+TOY_GENES = 20
+
+
+@pytest.fixture(scope="session", autouse=True)
+def one_thread() -> Iterator[None]:
+    """Matrices this small gain nothing from threads, and wait long for them on a busy machine."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture
+def toy() -> AnnData:
+    """72 cells of three types, counts: each type raises a third of the genes; the last gene is silent."""
+    rng = np.random.default_rng(0)
+    types = np.repeat(np.arange(len(TOY_SIZES)), list(TOY_SIZES.values()))
+    mean = np.where(np.arange(TOY_GENES) % 3 == types[:, None], 6.0, 0.7)
+    depth = rng.lognormal(0, 0.2, size=(len(types), 1))
+    X = rng.poisson(rng.gamma(2.0, mean * depth / 2.0)).astype(np.float32)
+    X[:, -1] = 0
+    return AnnData(
+        sparse.csr_matrix(X),
+        obs=pd.DataFrame(
+            {"cell_type": pd.Categorical(np.array(list(TOY_SIZES))[types])}, index=[f"c{i}" for i in range(len(types))]
+        ),
+        var=pd.DataFrame(index=[f"g{i}" for i in range(TOY_GENES)]),
+        uns={"scale": "counts", "dataset": "toy"},
+    )  # fmt: skip
+
+
+@pytest.fixture
+def tiny() -> GarageParams:
+    """Preset garage in a fraction of a second."""
+    return replace(
+        GarageParams(), rare_threshold=8, graph_pcs=8, gat_epochs=12, gat_heads=2, gat_hidden=4, latent_dim=3,
+        hidden_dim=12, critic_hidden=12, batch_size=32, anchor_epochs=1, warmup_epochs=1, critic_steps=1,
+        calibration_cells=60,
+    )  # fmt: skip
