@@ -4,9 +4,12 @@ Values flow one way: this file -> a flag of the script -> a params object -> a f
 Algorithm code never imports this module; the scripts do. A flag beats the file, and there is no third source.
 """
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal, NamedTuple, get_type_hints
+
+from common.errors import UserError
 
 ROOT = Path(__file__).resolve().parent
 DATA_DIR = ROOT / "data"
@@ -102,83 +105,107 @@ DATASETS: dict[str, Dataset] = {
 # ---------------------------------------------------------------------------------------------- hyperparameters
 
 
+class Range(NamedTuple):
+    """What a hyperparameter may be: from `low` to `high`, both included."""
+
+    low: float
+    high: float = math.inf
+
+    def __str__(self) -> str:
+        if self.high < math.inf:
+            return f"a number from {self.low:g} to {self.high:g}"
+        return "a number above 0" if self == POSITIVE else f"a number of at least {self.low:g}"
+
+
+POSITIVE = Range(1e-12)
+
+
 @dataclass(frozen=True)
 class SelectionParams:
     """Stage 1: the cell-cell graph, the attention network and the choice of seed cells."""
 
-    leakage: float = 0.2
+    leakage: Annotated[float, Range(0, 1)] = 0.2
     """share of the training cells that become seeds, and of the generator's input rows that start from a seed"""
-    rare_threshold: int | None = None
+    rare_threshold: Annotated[int | None, Range(0)] = None
     """a type with at most this many cells is rare; by default what DATASETS says, else 5 % of the cells, 10 at least"""
-    neighbors: int = 5
+    neighbors: Annotated[int, Range(2)] = 5
     """neighbours of a cell in the kNN graph, the cell itself counted as one (as published)"""
     graph_on: Literal["pcs", "genes"] = "pcs"
     """space in which neighbours are searched, and the attention network's input"""
-    graph_pcs: int = 50
+    graph_pcs: Annotated[int, Range(1)] = 50
     """principal components of the log-normalised cells, when graph_on is pcs"""
     graph_symmetric: bool = True
     """join two cells when either is a neighbour of the other; otherwise edges run from neighbour to cell only"""
-    gat_heads: int = 8
+    gat_heads: Annotated[int, Range(1)] = 8
     """attention heads of the first layer; the second has one"""
-    gat_hidden: int = 32
+    gat_hidden: Annotated[int, Range(1)] = 32
     """features per head"""
-    gat_epochs: int = 500
+    gat_epochs: Annotated[int, Range(0)] = 500
     """most full-batch epochs of the attention network"""
-    gat_lr: float = 5e-3
+    gat_lr: Annotated[float, POSITIVE] = 5e-3
     """learning rate (Adam)"""
-    gat_validation: float = 0.15
+    gat_validation: Annotated[float, Range(0, 0.9)] = 0.15
     """share of each type's cells held back for early stopping; 0 trains on all cells for all epochs"""
-    gat_patience: int = 50
+    gat_patience: Annotated[int, Range(1)] = 50
     """epochs without a better validation loss before stopping"""
     gat_balanced: bool = True
     """weight the cross-entropy so that every type counts the same"""
-    priority_weight: float = 2.0
+    priority_weight: Annotated[float, Range(0)] = 2.0
     """extra weight of rare cells: what counts as 1 for others counts 1 + priority_weight for them"""
     priority_on: Literal["loss", "features"] = "loss"
     """where the priority weight acts: on the cross-entropy, or on the hidden features (as published)"""
     rare_quota: bool = True
     """share the seeds out by type, rare types first; otherwise the cells of highest attention, whatever their type"""
 
+    def __post_init__(self) -> None:
+        """Refuse values out of range, which would train on nonsense or not at all."""
+        for name, hint in get_type_hints(type(self), include_extras=True).items():
+            value = getattr(self, name)
+            for allowed in getattr(hint, "__metadata__", ()):
+                if value is not None and not allowed.low <= value <= allowed.high:  # nan is in no range
+                    flag = "--" + name.replace("_", "-")
+                    raise UserError(f"{flag} is {value}: give {allowed}")
+
 
 @dataclass(frozen=True)
 class GarageParams(SelectionParams):
     """Preset `garage`: an observation model anchors the generator, a critic refines it, marginals are calibrated."""
 
-    latent_dim: int = 10
+    latent_dim: Annotated[int, Range(1)] = 10
     """dimensions of the latent space"""
-    hidden_dim: int = 128
+    hidden_dim: Annotated[int, Range(1)] = 128
     """width of the two hidden layers of encoder and decoder"""
-    batch_size: int = 128
+    batch_size: Annotated[int, Range(1)] = 128
     """rows of a mini-batch"""
-    anchor_epochs: int = 150
+    anchor_epochs: Annotated[int, Range(0)] = 150
     """passes over the cells that maximise the likelihood before the critic joins"""
-    warmup_epochs: int = 30
+    warmup_epochs: Annotated[int, Range(0)] = 30
     """epochs over which the weight of the Kullback-Leibler term rises from 0 to 1"""
-    anchor_lr: float = 1e-3
+    anchor_lr: Annotated[float, POSITIVE] = 1e-3
     """learning rate of the anchor phase (AdamW)"""
-    critic_steps: int = 1500
+    critic_steps: Annotated[int, Range(0)] = 1500
     """adversarial steps; 0 leaves the critic out"""
-    critic_hidden: int = 256
+    critic_hidden: Annotated[int, Range(1)] = 256
     """width of the two hidden layers of the critic"""
-    generator_lr: float = 2e-4
+    generator_lr: Annotated[float, POSITIVE] = 2e-4
     """learning rate of encoder and decoder in the adversarial phase (Adam)"""
-    critic_lr: float = 4e-4
+    critic_lr: Annotated[float, POSITIVE] = 4e-4
     """learning rate of the critic (Adam)"""
-    adversarial_weight: float = 10.0
+    adversarial_weight: Annotated[float, Range(0)] = 10.0
     """weight of the critic's verdict beside the negative ELBO"""
-    r1_weight: float = 1.0
+    r1_weight: Annotated[float, Range(0)] = 1.0
     """weight of the gradient penalty on real cells"""
-    r1_every: int = 8
+    r1_every: Annotated[int, Range(1)] = 8
     """steps between two gradient penalties (lazy regularisation)"""
-    ema_decay: float = 0.995
+    ema_decay: Annotated[float, Range(0, 1)] = 0.995
     """decay of the moving average of the generator's weights, from which cells are drawn"""
     calibrate: bool = True
     """bring each gene's marginal distribution in each type to that of the training cells"""
     calibrate_on: Literal["auto", "counts", "normalised"] = "auto"
     """for counts: what is brought to the training cells' distribution; auto takes normalised values for read counts"""
-    calibration_prior: float = 5.0
+    calibration_prior: Annotated[float, Range(0)] = 5.0
     """cells' worth of trust in the network's own marginals; types with few cells lean on it"""
-    calibration_cells: int = 1000
+    calibration_cells: Annotated[int, Range(2)] = 1000
     """reference cells drawn per type to know the network's marginals"""
 
 
@@ -188,29 +215,29 @@ class PaperParams(SelectionParams):
 
     graph_on: Literal["pcs", "genes"] = "genes"
     graph_symmetric: bool = False
-    gat_epochs: int = 7501
-    gat_validation: float = 0.0
+    gat_epochs: Annotated[int, Range(0)] = 7501
+    gat_validation: Annotated[float, Range(0, 0.9)] = 0.0
     gat_balanced: bool = False
     priority_on: Literal["loss", "features"] = "features"
-    iterations: int = 20001
+    iterations: Annotated[int, Range(0)] = 20001
     """full-batch iterations, each of several critic and generator steps"""
     generator_hidden: tuple[int, ...] = (1024, 1024)
     """hidden layers of the generator"""
     critic_hidden: tuple[int, ...] = (512, 256)
     """hidden layers of the critic; a gene-wide linear layer and the logit follow"""
-    generator_steps: int = 2
+    generator_steps: Annotated[int, Range(0)] = 2
     """generator steps an iteration"""
-    critic_steps: int = 5
+    critic_steps: Annotated[int, Range(0)] = 5
     """critic steps an iteration"""
-    generator_lr: float = 2e-4
+    generator_lr: Annotated[float, POSITIVE] = 2e-4
     """learning rate of the generator (RMSprop)"""
-    critic_lr: float = 4e-4
+    critic_lr: Annotated[float, POSITIVE] = 4e-4
     """learning rate of the critic (RMSprop)"""
-    real_target: float = 0.9
+    real_target: Annotated[float, Range(0, 1)] = 0.9
     """the critic's smoothed label of real cells"""
-    fake_target: float = 0.1
+    fake_target: Annotated[float, Range(0, 1)] = 0.1
     """the critic's smoothed label of generated cells"""
-    clip_norm: float = 1.0
+    clip_norm: Annotated[float, POSITIVE] = 1.0
     """gradient norm at which generator and critic are clipped"""
 
 

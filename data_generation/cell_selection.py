@@ -106,7 +106,9 @@ def knn_graph(features: np.ndarray, n_neighbors: int, *, symmetric: bool, seed: 
     else:
         from pynndescent import NNDescent  # numba compiles for seconds: only the large pay
 
+        threads = torch.get_num_threads()
         found, _ = NNDescent(features, n_neighbors=k, random_state=seed).neighbor_graph
+        torch.set_num_threads(threads)  # numba sets them for the whole process
     target = np.repeat(np.arange(n_cells), k)
     source = found.ravel()
     others = source != target

@@ -8,6 +8,7 @@ The work is done by `fit()` and `sample()` of `model.py`, which importers find h
 """
 
 import sys
+import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -35,6 +36,7 @@ from common.run import (
     write_tensors,
 )
 from config import RESULTS_DIR, SEED, GarageParams, PaperParams
+from data_generation import paper_gan
 from data_generation.model import Device, Garage, check_proportions, choose_device, fit, load, sample
 
 __all__ = ["fit", "load", "main", "sample"]
@@ -196,6 +198,8 @@ def _draw_more(args: Args, argv: list[str]) -> None:
     folder = args.out or args.from_ / f"drawn_seed{args.seed}"
     if folder.resolve() == args.from_.resolve():
         raise UserError(f"{folder} is the run that is drawn from: give another folder with --out")
+    if (folder / "model.pt").exists():
+        raise UserError(f"{folder} holds a run with a model of its own: give another folder with --out")
     model = load(args.from_ / "model.pt", device=args.device)
     _composition(args, model.types)
     check_writable(folder)
@@ -211,6 +215,16 @@ def _draw_more(args: Args, argv: list[str]) -> None:
     console.print(f"wrote cells.h5ad, cells.csv and run.json to {escape(str(folder))}", soft_wrap=True)
 
 
+def _warn_of_hours(cells: AnnData, params: PaperParams) -> None:
+    """Tell how long the published loop will take on this CPU, by one iteration on cells of the same number and size."""
+    trial = paper_gan.Training(torch.zeros(cells.shape), torch.zeros(0, cells.n_vars), params, torch.Generator())
+    trial.iterate()  # memory and kernels are set up on first use
+    start = time.perf_counter()
+    trial.iterate()
+    hours = (time.perf_counter() - start) * params.iterations / 3600
+    _print_notes([f"preset paper on a CPU: its {params.iterations} iterations will take about {hours:.1f} hours"])
+
+
 def _train_and_draw(args: Args, argv: list[str]) -> None:
     """Learn from the cells, draw, and write the run's folder."""
     clock, threads = Stopwatch(), torch.get_num_threads()
@@ -220,12 +234,14 @@ def _train_and_draw(args: Args, argv: list[str]) -> None:
     params = args.params
     if params.rare_threshold is None:
         params = replace(params, rare_threshold=cells.uns.get("rare_threshold"))
-    choose_device(args.device)  # tells before training
+    device = choose_device(args.device)  # tells before training
     folder = args.out or RESULTS_DIR / "synthetic" / cells.uns["dataset"] / args.preset / f"seed{args.seed}"
     _composition(args, sorted(cells.obs["cell_type"].astype(str).unique()))
     check_writable(folder)
     _report_data(cells, held)
     run = ResumableRun(folder, _identity(cells, args, params), resume=args.resume)
+    if isinstance(params, PaperParams) and device.type == "cpu":
+        _warn_of_hours(cells, params)
     with progress_bar() as report:
         model = fit(cells, params, seed=args.seed, device=args.device, report=report, run=run, clock=clock)
     _print_notes(model.notes)
@@ -256,6 +272,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Run the script."""
     argv = list(sys.argv[1:] if argv is None else argv)
     args = parse(argv)
+    if not 0 <= args.seed < 2**32:
+        raise UserError(f"--seed is {args.seed}: give a number from 0 to {2**32 - 1}")
+    torch.use_deterministic_algorithms(True, warn_only=True)
     if args.from_ is not None:
         _draw_more(args, argv)
     else:

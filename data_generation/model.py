@@ -149,7 +149,6 @@ def fit(
     order = _canonical_order(cells.X, types)
     X, types = cells.X[order], types[order]
     preset = next(name for name, kind in PRESETS.items() if isinstance(params, kind))
-    torch.use_deterministic_algorithms(True, warn_only=True)
 
     with clock.stage("selection"):
         library_size = np.median(np.asarray(X.sum(1))) if scale == "counts" else 1.0

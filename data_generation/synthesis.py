@@ -59,6 +59,8 @@ class SeededGan:
     generator: Generator
     leakage: float
     """share of seed rows"""
+    constant: Tensor
+    """the value of genes that are the same in every training cell, nan for all others, shape (n_genes,)"""
     types: list[TypeModel]
 
     @classmethod
@@ -68,14 +70,16 @@ class SeededGan:
         cells, params, generator, rng = training.cells, training.params, training.generator, training.rng
         prior, seeds = params.calibration_prior, training.seed_rows.seeds
         mean, log_variance = generator.encode(cells.x, cells.types, cells.size)
-        model = cls(generator, params.leakage if len(seeds) else 0.0, [])
+        lowest, highest = cells.x.aminmax(dim=0)
+        constant = torch.where(lowest == highest, lowest, torch.nan)
+        model = cls(generator, params.leakage if len(seeds) else 0.0, constant, [])
         for t in range(training.n_types):
             own, of_type = cells.types == t, seeds[cells.types[seeds] == t]
             center, factor = _latent_moments(mean[own], log_variance[own], prior)
             sizes = _size_quantiles(cells.size.squeeze(1), cells.types, t, prior)
             model.types.append(TypeModel(center, factor, sizes, mean[of_type], log_variance[of_type]))
         if params.calibrate:
-            floor = cells.x.min(0).values.clamp_max(0)
+            floor = lowest.clamp_max(0)
             for t, uncalibrated in enumerate(model.types):
                 drawn = torch.cat([
                     generator.to_rank(model._draw(t, n, rng)[0], rng) for n in _portions(params.calibration_cells)
@@ -123,6 +127,7 @@ class SeededGan:
                 if calibration is not None:
                     v = calibration.apply(self.generator.to_rank(x, rng), rng)
                     x = self.generator.from_rank(v, size)
+                x = torch.where(self.constant.isnan(), x, self.constant)
                 drawn.append(sp.csr_matrix(x.cpu().numpy()))
                 masks.append(from_seed.cpu().numpy())
         return sp.vstack(drawn, format="csr"), np.repeat(np.arange(len(quota)), quota), np.concatenate(masks)
@@ -134,8 +139,8 @@ class SeededGan:
             {**vars(t), "calibration": None if t.calibration is None else vars(t.calibration)} for t in self.types
         ]  # fmt: skip
         return {
-            "weights": g.state_dict(), "leakage": self.leakage, "types": types, "target_sum": g.target_sum,
-            "ranks_counts": g.ranks_counts, "size_mean": g.size_mean, "size_sd": g.size_sd,
+            "weights": g.state_dict(), "leakage": self.leakage, "constant": self.constant, "types": types,
+            "target_sum": g.target_sum, "ranks_counts": g.ranks_counts, "size_mean": g.size_mean, "size_sd": g.size_sd,
         }  # fmt: skip
 
     @classmethod
@@ -164,7 +169,7 @@ class SeededGan:
             map_ = None if calibration is None else Calibration(**on_device(calibration))
             own = {name: value for name, value in t.items() if name != "calibration"}
             types.append(TypeModel(**on_device(own), calibration=map_))
-        return cls(generator, state["leakage"], types)
+        return cls(generator, state["leakage"], state["constant"].to(device), types)
 
 
 def _portions(n_rows: int) -> list[int]:

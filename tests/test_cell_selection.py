@@ -133,6 +133,7 @@ def test_approximate_search_finds_nearly_all(monkeypatch):
     monkeypatch.setattr(cell_selection, "EXACT_UP_TO", 100)
     monkeypatch.setattr(cell_selection, "NearestNeighbors", None)  # must not be used
     found = knn_graph(features, 5, symmetric=False, seed=0)
+    assert torch.get_num_threads() == 1  # as it was
     assert len(edge_set(found) & exact) >= 0.9 * len(exact)
     assert np.array_equal(found, knn_graph(features, 5, symmetric=False, seed=0))
 
