@@ -198,11 +198,11 @@ def _draw_more(args: Args, argv: list[str]) -> None:
     folder = args.out or args.from_ / f"drawn_seed{args.seed}"
     if folder.resolve() == args.from_.resolve():
         raise UserError(f"{folder} is the run that is drawn from: give another folder with --out")
-    if (folder / "model.pt").exists():
-        raise UserError(f"{folder} holds a run with a model of its own: give another folder with --out")
     model = load(args.from_ / "model.pt", device=args.device)
     _composition(args, model.types)
     check_writable(folder)
+    if (folder / "model.pt").exists():
+        raise UserError(f"{folder} holds a run with a model of its own: give another folder with --out")
     clock = Stopwatch()
     with clock.stage("sampling"):
         drawn = _draw(args, model, folder)

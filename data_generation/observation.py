@@ -33,12 +33,12 @@ class NegativeBinomial(nn.Module):
         self.n_types, self.n_genes = log_profile.shape
         self.log_profile: Tensor
         self.register_buffer("log_profile", log_profile)  # (T, G)
-        self.raw_dispersion = nn.Parameter(torch.full(log_profile.shape[1:], 0.5))
+        self.log_dispersion = nn.Parameter(torch.zeros(log_profile.shape[1:]))
 
     @property
     def dispersion(self) -> Tensor:
         """Inverse overdispersion theta of each gene: variance = mean + mean^2 / theta."""
-        return F.softplus(self.raw_dispersion) + MIN_SHAPE
+        return self.log_dispersion.exp() + MIN_SHAPE
 
     def _log_mean(self, decoded: Tensor, types: Tensor, size: Tensor) -> Tensor:
         return torch.log_softmax(decoded + self.log_profile[types], dim=1) + size

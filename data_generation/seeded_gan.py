@@ -80,7 +80,12 @@ def observation_model(cells: TrainingCells, n_types: int) -> NegativeBinomial | 
     """Build the observation model of the cells' scale, started at the types' own mean profiles."""
     if cells.scale == "counts":
         shares = _type_means(cells.x / cells.size.exp(), cells.types, n_types)
-        return NegativeBinomial((shares + MIN_SHARE).log())
+        negative_binomial = NegativeBinomial((shares + MIN_SHARE).log())
+        mean = shares[cells.types] * cells.size.exp()
+        excess = ((cells.x - mean).square() - mean).sum(0).clamp_min(0)
+        dispersion = (mean.square().sum(0) + SHAPE_PRIOR) / (excess + SHAPE_PRIOR)
+        negative_binomial.log_dispersion.data = dispersion.log()
+        return negative_binomial
     if cells.scale == "scaled":
         gaussian = Gaussian(_type_means(cells.x, cells.types, n_types))
         variance = (cells.x - gaussian.mean[cells.types]).square().mean(0)

@@ -1,6 +1,5 @@
 """What several tests share: one thread, toy cells, and parameters small enough for seconds."""
 
-from collections.abc import Iterator
 from dataclasses import replace
 
 import numpy as np
@@ -16,13 +15,13 @@ TOY_SIZES = {"B": 24, "NK": 8, "T": 40}
 TOY_GENES = 20
 
 
-@pytest.fixture(scope="session", autouse=True)
-def one_thread() -> Iterator[None]:
-    """Matrices this small gain nothing from threads, and wait long for them on a busy machine."""
-    threads = torch.get_num_threads()
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Matrices this small gain nothing from threads, and wait long for them on a busy machine.
+
+    Set anew before each test and its fixtures: numba, which scanpy and pynndescent start, sets a number of its own.
+    """
     torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture

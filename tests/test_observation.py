@@ -19,7 +19,7 @@ def make(kind):
     table = torch.randn(N_TYPES, N_GENES, generator=random(1))
     if kind is NegativeBinomial:
         model = NegativeBinomial(table)
-        model.raw_dispersion.data = torch.tensor([-1.0, 0.0, 1.0, 3.0])
+        model.log_dispersion.data = torch.tensor([-1.0, 0.0, 1.0, 3.0])
     elif kind is HurdleGamma:
         model = HurdleGamma(table, torch.randn(N_TYPES, N_GENES, generator=random(2)) / 2)
         model.raw_shape.data = torch.tensor([0.0, 1.0, 2.0, 4.0])

@@ -1,7 +1,7 @@
 """Stage 2 of preset `paper`: the published arithmetic, and nothing of it lost to speed."""
 
 import io
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from itertools import pairwise
 
@@ -24,15 +24,6 @@ PARAMS = PaperParams(iterations=25, generator_hidden=(16, 14), critic_hidden=(10
 
 def random(seed: int = 0) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    """Matrices this small gain nothing from threads, and wait long for them on a busy machine."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture
