@@ -1,7 +1,7 @@
 """Paths, the DATASETS table and every hyperparameter. This is the file to edit.
 
 Values flow one way: this file -> a flag of the script -> a params object -> a function argument -> `run.json`.
-Algorithm code never imports this module; the scripts do. A flag beats the file, and there is no third source.
+Algorithm code reads no value here, only the classes of its parameters. A flag beats the file; there is no third source.
 """
 
 import math
