@@ -75,14 +75,14 @@ def load(path: Path, *, device: Device = "auto") -> Garage:
     if content["format"] != FORMAT:
         raise UserError(f"{path} is a {content['format']}, this version reads {FORMAT}: give the model.pt of a run")
     on = choose_device(device)
-    params = PRESETS[content["preset"]](**content["params"])
-    gan: SeededGan | PublishedGan
-    if isinstance(params, PaperParams):
-        gan = PublishedGan.from_state(content["gan"], params, content["scale"], on)
-    else:
-        gan = SeededGan.from_state(content["gan"], params, content["scale"], on)
     same = ("preset", "dataset", "scale", "genes", "types", "type_counts", "accuracy")
-    return Garage(gan=gan, params=params, device=on, **{name: content[name] for name in same})
+    try:
+        params = PRESETS[content["preset"]](**content["params"])
+        kind = PublishedGan if isinstance(params, PaperParams) else SeededGan
+        gan: Any = kind.from_state(content["gan"], params, content["scale"], on)  # type: ignore[arg-type]
+        return Garage(gan=gan, params=params, device=on, **{name: content[name] for name in same})
+    except (KeyError, TypeError, RuntimeError) as error:
+        raise UserError(f"{path} lacks parts of a model ({error}): give the model.pt of a finished run") from error
 
 
 def choose_device(device: Device) -> torch.device:
