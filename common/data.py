@@ -27,6 +27,7 @@ from common.checks import (
 from common.errors import UserError
 from common.scale import Scale, check_scale, detect_scale, recover_counts, to_log
 from common.tables import read_expression, read_labels
+from common.threads import torch_threads_kept
 from config import DATA_DIR, DATASETS, Dataset
 
 DEFAULT_DATASET = "pbmc68k"
@@ -61,6 +62,7 @@ class CellSource:
     """scale of the values, should it be recognised wrongly"""
 
 
+@torch_threads_kept()
 def load_cells(source: CellSource) -> AnnData:
     """Load cells with their types, checked and in one form whatever they came in.
 
@@ -119,6 +121,7 @@ def load_cells(source: CellSource) -> AnnData:
     return cells
 
 
+@torch_threads_kept()
 def select_genes(cells: AnnData, n_top_genes: int) -> pd.Index:
     """Choose highly variable genes as scanpy does by default: by dispersion among genes of like mean.
 

@@ -20,6 +20,7 @@ from torch_geometric.nn import GATConv
 
 from common.cli import Reporter
 from common.run import Checkpoint, no_checkpoint
+from common.threads import torch_threads_kept
 from config import SelectionParams
 
 EXACT_UP_TO = 20_000  # cells; beyond this an approximate neighbour search saves hours and costs almost no recall
@@ -106,9 +107,8 @@ def knn_graph(features: np.ndarray, n_neighbors: int, *, symmetric: bool, seed: 
     else:
         from pynndescent import NNDescent  # numba compiles for seconds: only the large pay
 
-        threads = torch.get_num_threads()
-        found, _ = NNDescent(features, n_neighbors=k, random_state=seed).neighbor_graph
-        torch.set_num_threads(threads)  # numba sets them for the whole process
+        with torch_threads_kept():
+            found, _ = NNDescent(features, n_neighbors=k, random_state=seed).neighbor_graph
     target = np.repeat(np.arange(n_cells), k)
     source = found.ravel()
     others = source != target

@@ -227,10 +227,9 @@ def _warn_of_hours(cells: AnnData, params: PaperParams) -> None:
 
 def _train_and_draw(args: Args, argv: list[str]) -> None:
     """Learn from the cells, draw, and write the run's folder."""
-    clock, threads = Stopwatch(), torch.get_num_threads()
+    clock = Stopwatch()
     with clock.stage("loading"):
         cells, held = _load(args)
-    torch.set_num_threads(threads)  # numba, within scanpy, sets its own number, and results depend on it
     params = args.params
     if params.rare_threshold is None:
         params = replace(params, rare_threshold=cells.uns.get("rare_threshold"))
