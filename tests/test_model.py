@@ -89,7 +89,9 @@ def test_training_with_default_parameters_does_not_diverge(toy, scale):
     if scale == "linear":
         X, drawn = np.log1p(X), np.log1p(drawn)
     assert drawn.mean() == pytest.approx(X.mean(), abs=0.15 * float(X.std()))
-    assert drawn.std() == pytest.approx(float(X.std()), rel=0.4)  # uncalibrated counts scatter by 29 % too much
+    assert drawn.std() == pytest.approx(float(X.std()), rel=0.25)
+    if scale == "counts":  # the largest of 10,000 overdispersed counts says little but on their log
+        X, drawn = np.log1p(X), np.log1p(drawn)
     assert np.abs(drawn).max() < 2.5 * np.abs(X).max()
 
 
