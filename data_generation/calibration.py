@@ -73,15 +73,16 @@ class Calibration:
     quantiles_to: Tensor
 
     @classmethod
-    def fit(cls, real: Tensor, generated: Tensor, floor: Tensor, *, prior: float) -> "Calibration":
+    def fit(cls, real: Tensor, generated: Tensor, floor: Tensor, ceiling: Tensor, *, prior: float) -> "Calibration":
         """Learn the map from a reference sample of the network to the cells of one type.
 
         Parameters
         ----------
         real, generated
             Shape (n_cells, n_genes) each, on the log-normalised or scaled values.
-        floor
-            Lowest value of each gene, shape (n_genes,).
+        floor, ceiling
+            Lowest and highest value of each gene in all types, shape (n_genes,). What the network generates beyond the
+            ceiling is left out of the target: the tail of a fitted distribution may reach where no cell does.
         prior
             Cells' worth of trust in the network's own marginals.
         """
@@ -90,18 +91,20 @@ class Calibration:
         weights = torch.ones(len(pooled), 1, device=real.device)
         weights[len(real) :] = prior / len(generated)
 
-        def describe(values: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
+        def describe(values: Tensor, weights: Tensor, ceiling: Tensor) -> tuple[Tensor, Tensor]:
             atoms, quantiles = [], []
             for genes in torch.arange(len(floor), device=real.device).split(GENES_AT_ONCE):
+                weight = weights * (values[:, genes] <= ceiling[genes])
                 is_above = values[:, genes] > floor[genes]
-                atoms.append((~is_above * weight).sum(0) / weight.sum())  # not 1 - the rest: none must be exactly 0
+                atoms.append((~is_above * weight).sum(0) / weight.sum(0))  # not 1 - the rest: none must be exactly 0
                 above = is_above * weight
                 above[:, above.sum(0) == 0] = 1.0  # never above the floor: any quantile does, none is used
                 quantiles.append(weighted_quantiles(values[:, genes].T, above.T, levels))
             return torch.cat(atoms), torch.cat(quantiles)
 
-        atom_from, quantiles_from = describe(generated, torch.ones_like(generated[:, :1]))
-        atom_to, quantiles_to = describe(pooled, weights)
+        everything = torch.full_like(ceiling, torch.inf)
+        atom_from, quantiles_from = describe(generated, torch.ones_like(generated[:, :1]), everything)
+        atom_to, quantiles_to = describe(pooled, weights, ceiling)
         return cls(floor, atom_from, atom_to, quantiles_from, quantiles_to)
 
     def apply(self, values: Tensor, rng: torch.Generator) -> Tensor:

@@ -79,13 +79,13 @@ class SeededGan:
             sizes = _size_quantiles(cells.size.squeeze(1), cells.types, t, prior)
             model.types.append(TypeModel(center, factor, sizes, mean[of_type], log_variance[of_type]))
         if params.calibrate:
-            floor = lowest.clamp_max(0)
+            floor, ranked = lowest.clamp_max(0), generator.to_rank(cells.x, rng)
+            ceiling = ranked.max(0).values
             for t, uncalibrated in enumerate(model.types):
                 drawn = torch.cat([
                     generator.to_rank(model._draw(t, n, rng)[0], rng) for n in _portions(params.calibration_cells)
                 ])  # fmt: skip
-                real = generator.to_rank(cells.x[cells.types == t], rng)
-                calibration = Calibration.fit(real, drawn, floor, prior=prior)
+                calibration = Calibration.fit(ranked[cells.types == t], drawn, floor, ceiling, prior=prior)
                 model.types[t] = TypeModel(**{**vars(uncalibrated), "calibration": calibration})
         return model
 

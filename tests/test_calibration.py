@@ -7,6 +7,8 @@ from scipy.stats import ks_2samp
 
 from data_generation.calibration import Calibration, interpolate, quantile_levels, weighted_quantiles
 
+OPEN = torch.tensor([torch.inf])  # no ceiling
+
 
 def random(seed=0):
     return torch.Generator().manual_seed(seed)
@@ -91,7 +93,7 @@ def test_weights_of_zero_do_not_count():
 def test_a_wrong_generator_gets_the_cells_marginal(detected, level, floor):
     real = hurdle(4000, detected, level, 0.4, seed=1, floor=floor)
     wrong = hurdle(4000, 0.6, 0.0, 0.8, seed=2, floor=floor)
-    calibration = Calibration.fit(real, wrong, torch.tensor([floor]), prior=5.0)
+    calibration = Calibration.fit(real, wrong, torch.tensor([floor]), OPEN, prior=5.0)
     fresh = hurdle(20_000, 0.6, 0.0, 0.8, seed=3, floor=floor)
     calibrated = calibration.apply(fresh, random())
     assert ks(fresh, real) > 0.2
@@ -106,7 +108,7 @@ def test_scaled_values_without_an_atom():
     real = torch.tensor(rng.normal(0.5, 2.0, (3000, 1)), dtype=torch.float32)
     wrong = torch.tensor(rng.normal(0.0, 1.0, (9000, 1)), dtype=torch.float32)
     floor = real.min(0).values.clamp_max(0)
-    calibration = Calibration.fit(real, wrong[:4000], floor, prior=5.0)
+    calibration = Calibration.fit(real, wrong[:4000], floor, OPEN, prior=5.0)
     calibrated = calibration.apply(wrong[4000:], random())
     assert ks(calibrated, real) < 0.04
     assert calibrated.min() < -2 and (calibrated >= floor).all()
@@ -114,7 +116,7 @@ def test_scaled_values_without_an_atom():
 
 def test_ranks_stay():
     real, wrong = hurdle(500, 0.5, 1.0, seed=1), hurdle(500, 0.8, 0.0, seed=2)
-    calibration = Calibration.fit(real, wrong, torch.zeros(1), prior=5.0)
+    calibration = Calibration.fit(real, wrong, torch.zeros(1), OPEN, prior=5.0)
     values = torch.linspace(0.0, float(wrong.max()), 400)[:, None]
     calibrated = calibration.apply(values, random())
     assert (calibrated.diff(dim=0)[1:] >= 0).all()  # within the atom ranks are random
@@ -123,7 +125,7 @@ def test_ranks_stay():
 
 def test_a_perfect_generator_is_left_as_it_is():
     sample = hurdle(2000, 0.6, 0.5, seed=1)
-    calibration = Calibration.fit(sample, sample.clone(), torch.zeros(1), prior=5.0)
+    calibration = Calibration.fit(sample, sample.clone(), torch.zeros(1), OPEN, prior=5.0)
     again = calibration.apply(sample, random())
     flipped = (again == 0) != (sample == 0)  # at the edge of the atom
     assert flipped.sum() <= 4
@@ -133,7 +135,7 @@ def test_a_perfect_generator_is_left_as_it_is():
 
 def test_one_cell_at_a_time_has_the_same_distribution_as_many():
     real, wrong = hurdle(800, 0.4, 1.0, seed=1), hurdle(20_000, 0.7, 0.0, seed=2)
-    calibration = Calibration.fit(real, wrong, torch.zeros(1), prior=5.0)
+    calibration = Calibration.fit(real, wrong, torch.zeros(1), OPEN, prior=5.0)
     fresh = hurdle(3000, 0.7, 0.0, seed=3)
     rng = random()
     together = calibration.apply(fresh, random(1))
@@ -147,7 +149,7 @@ def test_one_cell_at_a_time_has_the_same_distribution_as_many():
 
 def test_with_all_trust_in_the_network_its_marginals_stay():
     real, generated = hurdle(300, 0.2, 2.0, seed=1), hurdle(3000, 0.7, 0.0, seed=2)
-    calibration = Calibration.fit(real, generated, torch.zeros(1), prior=1e9)
+    calibration = Calibration.fit(real, generated, torch.zeros(1), OPEN, prior=1e9)
     fresh = hurdle(5000, 0.7, 0.0, seed=3)
     calibrated = calibration.apply(fresh, random())
     assert ks(calibrated, generated) < 0.01 and ks(calibrated, real) > 0.3
@@ -160,7 +162,7 @@ def test_prior_moves_from_the_cells_to_the_network():
     fresh = hurdle(5000, 0.3, 0.0, seed=3)
     means, atoms = [], []
     for prior in (0.0, 5.0, 20.0, 100.0):
-        calibrated = Calibration.fit(real, generated, torch.zeros(1), prior=prior).apply(fresh, random())
+        calibrated = Calibration.fit(real, generated, torch.zeros(1), OPEN, prior=prior).apply(fresh, random())
         means.append(float(calibrated.mean()))
         atoms.append(float((calibrated == 0).float().mean()))
     assert means == sorted(means, reverse=True) and means[0] > 2 * means[-1]
@@ -174,7 +176,7 @@ def test_prior_moves_from_the_cells_to_the_network():
 def test_few_cells_lie_between_the_two_sources(n_cells):
     real, generated = hurdle(n_cells, 1.0, 2.0, seed=1), hurdle(2000, 0.5, 0.0, seed=2)
     fresh = hurdle(5000, 0.5, 0.0, seed=3)
-    calibrated = Calibration.fit(real, generated, torch.zeros(1), prior=5.0).apply(fresh, random())
+    calibrated = Calibration.fit(real, generated, torch.zeros(1), OPEN, prior=5.0).apply(fresh, random())
     assert calibrated.isfinite().all() and (calibrated >= 0).all()
     assert calibrated.max() <= max(real.max(), generated.max())
     assert fresh.mean() < calibrated.mean() < real.mean()
@@ -189,7 +191,7 @@ def test_few_cells_lie_between_the_two_sources(n_cells):
 def test_genes_that_are_zero_stay_zero(prior):
     real, generated = torch.zeros(50, 3), torch.zeros(200, 3)
     real[:, 1], generated[:, 1] = 1.0, 2.0  # never zero
-    calibration = Calibration.fit(real, generated, torch.zeros(3), prior=prior)
+    calibration = Calibration.fit(real, generated, torch.zeros(3), OPEN.expand(3), prior=prior)
     calibrated = calibration.apply(generated, random())
     assert not calibrated[:, [0, 2]].any()
     assert calibrated.isfinite().all() and (calibrated[:, 1] > 0).all()
@@ -198,7 +200,7 @@ def test_genes_that_are_zero_stay_zero(prior):
 def test_cells_drawn_together_are_spread_evenly_over_the_target():
     """Of n cells one has its rank in each n-th: the gap to the target is 1 / n, however odd the batch."""
     real, generated = hurdle(4000, 0.9, 1.0, seed=1), hurdle(4000, 0.5, 0.0, seed=2)
-    calibration = Calibration.fit(real, generated, torch.zeros(1), prior=0.0)
+    calibration = Calibration.fit(real, generated, torch.zeros(1), OPEN, prior=0.0)
     odd = hurdle(200, 1.0, 1.0, seed=3)  # all of them above what the network usually makes
     calibrated = calibration.apply(odd, random())
     assert ks(calibrated, real) < 0.02
@@ -209,13 +211,13 @@ def test_cells_drawn_together_are_spread_evenly_over_the_target():
 
 def test_without_a_prior_a_gene_the_cells_lack_vanishes():
     real, generated = torch.zeros(50, 1), hurdle(500, 0.5, 0.0, seed=1)
-    calibration = Calibration.fit(real, generated, torch.zeros(1), prior=0.0)
+    calibration = Calibration.fit(real, generated, torch.zeros(1), OPEN, prior=0.0)
     assert not calibration.apply(hurdle(500, 0.5, 1.0, seed=2), random()).any()
 
 
 def test_a_gene_the_network_lacks_appears():
     real, generated = hurdle(500, 0.5, 1.0, seed=1), torch.zeros(500, 1)
-    calibration = Calibration.fit(real, generated, torch.zeros(1), prior=5.0)
+    calibration = Calibration.fit(real, generated, torch.zeros(1), OPEN, prior=5.0)
     calibrated = calibration.apply(torch.zeros(5000, 1), random())
     assert ks(calibrated, real) < 0.05
 
@@ -223,14 +225,24 @@ def test_a_gene_the_network_lacks_appears():
 def test_genes_are_calibrated_each_for_itself(monkeypatch):
     real = torch.cat([hurdle(300, 0.1 * g, 0.2 * g, seed=g) for g in range(1, 8)], 1)
     wrong = torch.cat([hurdle(300, 0.5, 0.0, seed=g + 50) for g in range(1, 8)], 1)
-    whole = Calibration.fit(real, wrong, torch.zeros(7), prior=5.0)
-    alone = Calibration.fit(real[:, 4:5], wrong[:, 4:5], torch.zeros(1), prior=5.0)
+    whole = Calibration.fit(real, wrong, torch.zeros(7), OPEN.expand(7), prior=5.0)
+    alone = Calibration.fit(real[:, 4:5], wrong[:, 4:5], torch.zeros(1), OPEN, prior=5.0)
     for name in ("atom_from", "atom_to", "quantiles_from", "quantiles_to"):
         torch.testing.assert_close(getattr(whole, name)[4:5], getattr(alone, name))
     monkeypatch.setattr("data_generation.calibration.GENES_AT_ONCE", 3)  # memory is bounded, results are the same
-    parts = Calibration.fit(real, wrong, torch.zeros(7), prior=5.0)
+    parts = Calibration.fit(real, wrong, torch.zeros(7), OPEN.expand(7), prior=5.0)
     for name in vars(whole):
         torch.testing.assert_close(getattr(whole, name), getattr(parts, name))
     calibrated = whole.apply(wrong, random())
     assert calibrated.shape == wrong.shape
     assert max(ks(calibrated[:, g], real[:, g]) for g in range(7)) < 0.12
+
+
+def test_nothing_beyond_the_largest_cell_of_any_type():
+    """A type of three cells leans on the network, whose tail must not come along."""
+    real = torch.tensor([[1.0], [2.0], [3.0]])
+    generated = torch.empty(2000, 1).log_normal_(0.0, 3.0, generator=random())
+    ceiling = torch.tensor([10.0])
+    assert (generated > ceiling).any()
+    drawn = Calibration.fit(real, generated, torch.zeros(1), ceiling, prior=5.0).apply(generated, random())
+    assert 3.0 < drawn.max() <= 10.0
