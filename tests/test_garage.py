@@ -185,7 +185,7 @@ def test_run_json(finished, h5ad):
     assert (found["cells"], found["genes"], found["notes"]) == (N_CELLS, N_GENES, [])
     assert found["labels_from"] == "obs['cell_type']"
     assert found["source"]["input"] == str(h5ad)
-    assert found["versions"]["torch"] == torch.__version__
+    assert torch.__version__.startswith(found["versions"]["torch"])  # the index leaves out the build
     assert found["device"] in ("cpu", "cuda")
     assert found["git_commit"] is None or re.fullmatch(r"[0-9a-f]{40}\+?", found["git_commit"])
     assert list(found["stages"]) == ["loading", "selection", "training", "sampling"]
