@@ -42,7 +42,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Run the script."""
     args: Args = tyro.cli(Args, args=argv, config=(tyro.conf.OmitArgPrefixes,))
     cells = load_cells(replace(args.source, n_top_genes=None))
-    params = replace(args.params, rare_threshold=args.params.rare_threshold or cells.uns.get("rare_threshold"))
+    params = args.params
+    if params.rare_threshold is None:
+        params = replace(params, rare_threshold=cells.uns.get("rare_threshold"))
     dataset, rows = cells.uns["dataset"], []
     path = RESULTS_DIR / "tables" / f"halves_{dataset}.csv"
     with progress_bar() as report:
