@@ -6,13 +6,16 @@ BIN := .venv/bin
 READY := .venv/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help garage test test-fast clean
+.PHONY: help garage optional test test-fast clean
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p' Makefile
 
 garage: $(READY)  ## train GARAGE on the embedded blood cells and draw synthetic ones
 	$(BIN)/python data_generation/garage.py
+
+optional: $(READY)  ## add what some controls and tests need: scvi-tools, scib-metrics
+	$(BIN)/python -m pip install --quiet -r requirements_optional.txt
 
 test: $(READY)  ## lint, format, types and every test
 	$(BIN)/ruff check .

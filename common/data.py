@@ -12,7 +12,6 @@ import scanpy as sc
 from anndata import AnnData
 from scipy import io, sparse
 from sklearn.model_selection import train_test_split
-from sklearn.neighbors import kneighbors_graph
 
 from common.checks import (
     check_labels,
@@ -24,6 +23,7 @@ from common.checks import (
     nearest,
     reading,
 )
+from common.clustering import N_NEIGHBORS, cluster_cells
 from common.errors import UserError
 from common.scale import Scale, check_scale, detect_scale, recover_counts, to_log
 from common.tables import read_expression, read_labels
@@ -33,7 +33,7 @@ from config import DATA_DIR, DATASETS, Dataset
 DEFAULT_DATASET = "pbmc68k"
 TARGET_SUM = 1e4  # library size for the choice of genes and for clusters; the models have their own
 CLUSTER_SEED = 0  # fixed: clusters stand in for the authors' labels, which no run's seed changes either
-CLUSTER_GENES, CLUSTER_PCS, CLUSTER_NEIGHBORS = 2000, 50, 15
+CLUSTER_GENES, CLUSTER_PCS, CLUSTER_RESOLUTION = 2000, 50, 1.0
 
 
 @dataclass(frozen=True)
@@ -187,6 +187,17 @@ def split_cells(cells: AnnData, holdout: float, seed: int) -> tuple[AnnData, Ann
         raise UserError(f"--holdout {holdout} leaves a side without one of the types: give another share") from error
     is_held = np.isin(np.arange(cells.n_obs), held)
     return cells[~is_held].copy(), cells[is_held].copy()
+
+
+def rare_types(types: np.ndarray, threshold: int | None) -> np.ndarray:
+    """Tell which cells are of a rare type: at most `threshold` cells; when that is None, 5 % of all cells, 10 at least.
+
+    Returns
+    -------
+    Boolean mask of shape (n_cells,).
+    """
+    limit = max(10, 0.05 * len(types)) if threshold is None else threshold
+    return np.bincount(types)[types] <= limit
 
 
 def _check_flags(source: CellSource) -> None:
@@ -345,16 +356,14 @@ def _leiden(cells: AnnData) -> list[str]:
     scale = cells.uns["scale"]
     genes = cells.var_names if scale == "scaled" else select_genes(cells, CLUSTER_GENES)
     log = AnnData(to_log(cells[:, genes].X, scale, TARGET_SUM))
-    n_pcs, n_neighbors = min(CLUSTER_PCS, *(size - 1 for size in log.shape)), min(CLUSTER_NEIGHBORS, cells.n_obs - 1)
+    n_pcs = min(CLUSTER_PCS, *(size - 1 for size in log.shape))
     if n_pcs < 1:
         raise UserError(f"{log.n_obs} cells x {log.n_vars} variable genes are too few to cluster: give labels")
     sc.pp.pca(log, n_comps=n_pcs, random_state=CLUSTER_SEED)
-    graph = kneighbors_graph(log.obsm["X_pca"], n_neighbors)
-    sc.tl.leiden(
-        log, adjacency=graph.maximum(graph.T), flavor="igraph", n_iterations=2, directed=False,
-        random_state=CLUSTER_SEED,
-    )  # fmt: skip
-    return [f"cluster {label}" for label in log.obs["leiden"]]
+    clusters = cluster_cells(
+        log.obsm["X_pca"], n_neighbors=N_NEIGHBORS, resolution=CLUSTER_RESOLUTION, seed=CLUSTER_SEED
+    )
+    return [f"cluster {cluster}" for cluster in clusters]
 
 
 def _checksums(cells: AnnData, source: CellSource) -> dict[str, str]:

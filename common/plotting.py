@@ -79,6 +79,11 @@ def joint_umap(real: AnnData, synthetic: AnnData, path: Path, *, seed: int) -> N
         handles=handles, loc="outside right center", frameon=False, fontsize="small", alignment="left",
         title=f"outlined: at most {RARE_SHARE:.0%} of the real cells", title_fontsize="small",
     )  # fmt: skip
+    save(figure, path)
+
+
+def save(figure: Figure, path: Path) -> None:
+    """Write a figure in the format of the path's ending; it appears whole or not at all."""
     with atomic(path) as part:
         figure.savefig(part, format=path.suffix[1:], dpi=DPI)
 

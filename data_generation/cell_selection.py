@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torch_geometric.nn import GATConv
 
 from common.cli import Reporter
+from common.data import rare_types
 from common.run import Checkpoint, no_checkpoint
 from common.threads import torch_threads_kept
 from config import SelectionParams
@@ -332,17 +333,6 @@ def seed_neighborhoods(
     alone = np.flatnonzero(total == 0)
     itself = sp.csr_matrix((np.ones(len(alone)), (alone, seeds[alone])), shape=paid.shape)
     return sp.csr_matrix(sp.diags(1 / np.where(total == 0, 1.0, total)) @ paid + itself)
-
-
-def rare_types(types: np.ndarray, threshold: int | None) -> np.ndarray:
-    """Tell which cells are of a rare type: at most `threshold` cells; when that is None, 5 % of all cells, 10 at least.
-
-    Returns
-    -------
-    Boolean mask of shape (n_cells,).
-    """
-    limit = max(10, 0.05 * len(types)) if threshold is None else threshold
-    return np.bincount(types)[types] <= limit
 
 
 def select(

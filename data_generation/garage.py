@@ -2,7 +2,7 @@
 
 Run:    python data_generation/garage.py --dataset pbmc68k --preset garage --leakage 0.2 --seed 42
 Reads:  a data set of config.py, or your own cells (--input, --expression-csv)
-Writes: results/synthetic/<dataset>/<preset>/seed<k>/: cells.h5ad, cells.csv, seeds.csv, losses.csv, model.pt, run.json
+Writes: results/synthetic/<dataset>/<name>/seed<k>/: cells.h5ad, cells.csv, seeds.csv, losses.csv, model.pt, run.json
 
 The work is done by `fit()` and `sample()` of `model.py`, which importers find here too.
 """
@@ -57,8 +57,10 @@ class Args(Generic[P]):
     """seed of everything random"""
     device: Device = "auto"
     """where to compute"""
+    name: str | None = None
+    """what tables and folders call this variant of the method; by default the preset"""
     out: Path | None = None
-    """folder of the run; by default results/synthetic/<dataset>/<preset>/seed<seed>"""
+    """folder of the run; by default results/synthetic/<dataset>/<name>/seed<seed>"""
     n_cells: int | None = None
     """cells to draw; by default as many as the generator has seen"""
     cell_type: str | None = None
@@ -188,7 +190,7 @@ def _draw_more(args: Args, argv: list[str]) -> None:
     plain = type(args)(source=CellSource(), params=type(args.params)())
     given = [
         name
-        for name in ("source", "params", "preset", "holdout", "resume")
+        for name in ("source", "params", "preset", "name", "holdout", "resume")
         if getattr(args, name) != getattr(plain, name)
     ]
     if given:
@@ -234,7 +236,8 @@ def _train_and_draw(args: Args, argv: list[str]) -> None:
     if params.rare_threshold is None:
         params = replace(params, rare_threshold=cells.uns.get("rare_threshold"))
     device = choose_device(args.device)  # tells before training
-    folder = args.out or RESULTS_DIR / "synthetic" / cells.uns["dataset"] / args.preset / f"seed{args.seed}"
+    name = args.name or args.preset
+    folder = args.out or RESULTS_DIR / "synthetic" / cells.uns["dataset"] / name / f"seed{args.seed}"
     _composition(args, sorted(cells.obs["cell_type"].astype(str).unique()))
     check_writable(folder)
     _report_data(cells, held)
@@ -254,7 +257,8 @@ def _train_and_draw(args: Args, argv: list[str]) -> None:
     write_tensors(folder / "model.pt", model.content())
     write_json(folder / "run.json", {
         "argv": argv, "source": _absolute(asdict(args.source)),
-        "dataset": model.dataset, "method": args.preset, "scale": model.scale, "labels_from": cells.uns["labels_from"],
+        "dataset": model.dataset, "method": name, "preset": args.preset, "scale": model.scale,
+        "labels_from": cells.uns["labels_from"],
         "sha256": cells.uns["sha256"], "seed": args.seed, "holdout": args.holdout, "params": asdict(params),
         "cells": cells.n_obs, "genes": cells.n_vars, "attention_accuracy": model.accuracy,
         "notes": [*cells.uns["notes"], *model.notes], **environment(model.device), "stages": clock.stages,

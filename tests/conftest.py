@@ -1,6 +1,7 @@
 """What several tests share: one thread, toy cells, and parameters small enough for seconds."""
 
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -24,8 +25,7 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
     torch.set_num_threads(1)
 
 
-@pytest.fixture
-def toy() -> AnnData:
+def make_toy() -> AnnData:
     """72 cells of three types, counts: each type raises a third of the genes; the last gene is silent."""
     rng = np.random.default_rng(0)
     types = np.repeat(np.arange(len(TOY_SIZES)), list(TOY_SIZES.values()))
@@ -44,6 +44,12 @@ def toy() -> AnnData:
 
 
 @pytest.fixture
+def toy() -> AnnData:
+    """Cells of `make_toy`, for the test alone."""
+    return make_toy()
+
+
+@pytest.fixture
 def tiny() -> GarageParams:
     """Preset garage in a fraction of a second."""
     return replace(
@@ -51,3 +57,22 @@ def tiny() -> GarageParams:
         hidden_dim=12, critic_hidden=12, batch_size=32, anchor_epochs=1, warmup_epochs=1, critic_steps=1,
         calibration_cells=60,
     )  # fmt: skip
+
+
+@pytest.fixture(scope="session")
+def toy_runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder with finished runs seed0 and seed1 on halves of the toy cells, which lie in toy.h5ad. Tests read it only.
+
+    The rare type, NK, has four cells on either side.
+    """
+    from data_generation import garage  # seconds: only who needs runs pays
+
+    folder = tmp_path_factory.mktemp("toy_runs")
+    make_toy().write_h5ad(folder / "toy.h5ad")
+    for seed in ("0", "1"):
+        garage.main([
+            "--input", str(folder / "toy.h5ad"), "--holdout", "0.5", "--name", "garage", "--seed", seed,
+            "--out", str(folder / f"seed{seed}"), "--rare-threshold", "8", "--graph-pcs", "8", "--gat-epochs", "12",
+            "--anchor-epochs", "10", "--critic-steps", "20", "--calibration-cells", "60", "--device", "cpu",
+        ])  # fmt: skip
+    return folder

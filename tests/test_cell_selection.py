@@ -10,7 +10,7 @@ import torch
 from scipy.spatial.distance import cdist
 
 from common.cli import silent
-from common.data import CellSource, load_cells
+from common.data import CellSource, load_cells, rare_types
 from common.scale import to_log
 from config import SelectionParams
 from data_generation import cell_selection
@@ -21,7 +21,6 @@ from data_generation.cell_selection import (
     choose_seeds,
     graph_features,
     knn_graph,
-    rare_types,
     seed_neighborhoods,
     seed_quota,
     select,

@@ -306,8 +306,9 @@ SOURCE = {
     "labels_csv": Path("l.csv"), "transpose": True, "layer": "raw", "n_top_genes": 7, "cluster": True, "scale": "log",
 }  # fmt: skip
 ARGS = {
-    "preset": "paper", "seed": 7, "device": "cpu", "out": Path("folder"), "n_cells": 9, "cell_type": "R",
-    "proportions": "uniform", "fractions": True, "holdout": 0.25, "resume": True, "from_": Path("there"),
+    "preset": "paper", "seed": 7, "device": "cpu", "name": "variant", "out": Path("folder"), "n_cells": 9,
+    "cell_type": "R", "proportions": "uniform", "fractions": True, "holdout": 0.25, "resume": True,
+    "from_": Path("there"),
 }  # fmt: skip
 
 

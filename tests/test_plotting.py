@@ -10,6 +10,7 @@ from matplotlib.image import imread
 from scipy import sparse
 
 from analysis import plot_umap
+from common.runs import read_source
 
 TYPES = np.repeat(["B", "T", "rare"], [20, 19, 1])
 
@@ -46,7 +47,7 @@ def test_source_of_cells_drawn_later(run, tmp_path):
     later = tmp_path / "later"
     later.mkdir()
     (later / "run.json").write_text(json.dumps({"drawn_from": str(run)}))
-    assert plot_umap.read_source(later) == plot_umap.read_source(run)
+    assert read_source(later) == read_source(run)
 
 
 @pytest.mark.parametrize("flags, complaint", [

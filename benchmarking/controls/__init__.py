@@ -1,1 +1,46 @@
 """What every table must also show: simple generators and real cells, by the contract of `data_generation.model`."""
+
+from collections.abc import Sequence
+from importlib.util import find_spec
+from types import ModuleType
+
+from benchmarking.controls import (
+    all_zeros,
+    bootstrap,
+    copula,
+    gene_wise_normal,
+    poisson,
+    real_half,
+    scvi,
+    smote,
+)
+from common.checks import nearest
+from common.errors import UserError
+
+CONTROLS: dict[str, ModuleType] = {
+    "real_half": real_half, "bootstrap": bootstrap, "gene_wise_normal": gene_wise_normal, "all_zeros": all_zeros,
+    "poisson": poisson, "copula": copula, "smote": smote, "scvi": scvi,
+}  # fmt: skip
+"""in the order of a table"""
+PEERS = frozenset({"copula", "smote", "scvi"})
+"""those that one would use to make cells, and has to beat; the others only say what a measure is worth"""
+OPTIONAL = {"scvi": "scvi"}
+"""those that need a package of requirements_optional.txt, by the name it is imported by"""
+DEFAULT_CONTROLS = tuple(name for name in CONTROLS if name not in OPTIONAL)
+"""those that need nothing more, and cost seconds"""
+
+
+def load_controls(names: Sequence[str]) -> dict[str, ModuleType]:
+    """Return controls that can run here, without importing what they need.
+
+    Raises
+    ------
+    UserError
+        If there is none of a name, or the package that it needs is not installed.
+    """
+    for name in names:
+        if name not in CONTROLS:
+            raise UserError(f"there is no control '{name}', only {', '.join(CONTROLS)}{nearest(name, CONTROLS)}")
+        if name in OPTIONAL and find_spec(OPTIONAL[name]) is None:
+            raise UserError(f"{name} is not installed: pip install -r requirements_optional.txt, or leave {name} out")
+    return {name: CONTROLS[name] for name in names}

@@ -1,26 +1,49 @@
-"""Control: Poisson counts with the mean of the type. One line of statistics, and the bar for every network."""
+"""Control: Poisson counts with the mean of the type. One line of statistics, and the bar for every network.
+
+It knows the types and nothing else: neither the spread within a type, nor library sizes, nor how genes go together.
+Linear values (RPKM, TPM, CPM) are taken for counts, logarithms are taken back first and again after drawing: the noise
+is then that of as many molecules as the normalised library size claims, and values lie where whole numbers lie. Scaled
+values can be no one's counts.
+"""
+
+from dataclasses import dataclass
 
 import numpy as np
-import pandas as pd
-import scipy.sparse as sp
 from anndata import AnnData
 
-from data_generation.model import compose
+from benchmarking.controls.contract import Frame, by_type
+from common.errors import UserError
 
 
-def fit(cells: AnnData, params: None = None, *, seed: int, device: str = "cpu") -> AnnData:
-    """Keep the mean profile of each type, as one row a type with obs["n_cells"]. Counts only."""
-    sizes = cells.obs["cell_type"].value_counts().sort_index()
-    means = np.stack([np.asarray(cells[cells.obs["cell_type"] == name].X.mean(0)).ravel() for name in sizes.index])
-    obs = pd.DataFrame({"n_cells": sizes.to_numpy()}, index=sizes.index.astype(str))
-    return AnnData(means, obs=obs, var=cells.var[[]], uns=dict(cells.uns))
+@dataclass(frozen=True)
+class Poisson:
+    """Mean of each gene in each type, shape (n_genes,); of expm1 of the values if these are logarithms."""
+
+    frame: Frame
+    means: dict[str, np.ndarray]
 
 
-def sample(model: AnnData, n_cells: int, *, cell_type: str | None = None, seed: int) -> AnnData:
+def fit(cells: AnnData, params: None = None, *, seed: int, device: str = "cpu") -> Poisson:
+    """Learn the mean profile of each type.
+
+    Raises
+    ------
+    UserError
+        If the values are scaled.
+    """
+    frame = Frame.of(cells)
+    if frame.scale == "scaled":
+        raise UserError("scaled values have no Poisson distribution: leave poisson out, or give counts")
+    linear = {name: X.expm1() if frame.scale == "log" else X for name, X in by_type(cells).items()}
+    return Poisson(frame, {name: np.asarray(X.mean(0, dtype=np.float64)).ravel() for name, X in linear.items()})
+
+
+def sample(model: Poisson, n_cells: int, *, cell_type: str | None = None, seed: int) -> AnnData:
     """Draw every gene of a cell on its own."""
     rng = np.random.default_rng(seed)
-    weights = model.obs["n_cells"].to_numpy() * (1 if cell_type is None else model.obs_names == cell_type)
-    types = np.repeat(np.arange(model.n_obs), compose(weights, n_cells))
-    X = sp.csr_matrix(rng.poisson(model.X[types]).astype(np.float32))
-    obs = pd.DataFrame({"cell_type": model.obs_names[types]}, index=[f"synthetic_{i}" for i in range(n_cells)])
-    return AnnData(X, obs=obs, var=model.var, uns=dict(model.uns))
+
+    def draw(name: str, n: int) -> np.ndarray:
+        counts = rng.poisson(model.means[name], (n, len(model.frame.genes)))
+        return np.log1p(counts) if model.frame.scale == "log" else counts
+
+    return model.frame.fill(n_cells, cell_type, draw)

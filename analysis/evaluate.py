@@ -1,0 +1,78 @@
+"""Judge runs by their held-out cells: every metric, with control rows beside it (paper, "Evaluation").
+
+Run:    python analysis/evaluate.py --runs results/synthetic/pbmc68k/garage/seed0 results/synthetic/pbmc68k/garage/seed1
+Reads:  cells.h5ad, heldout.csv, seeds.csv and run.json of each run, and the real cells from where it had them
+Writes: results/tables/evaluation.csv: dataset, split, seed, method, group, metric, n, value
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import pandas as pd
+import tyro
+from rich.markup import escape
+from rich.table import Table
+
+from benchmarking.controls import DEFAULT_CONTROLS, load_controls
+from common.cli import console, progress_bar, run_script
+from common.evaluation import evaluate
+from common.judging import judge_runs
+from common.metrics.catalogue import ALL, FAMILIES, METRICS, Family
+from common.results import summarise
+from config import RESULTS_DIR
+
+
+@dataclass(frozen=True)
+class Args:
+    """Judge runs by their held-out cells."""
+
+    runs: tuple[Path, ...]
+    """folders of runs that held cells out (garage.py --holdout 0.5)"""
+    families: tuple[Family, ...] = FAMILIES
+    """kinds of metrics"""
+    controls: tuple[str, ...] = DEFAULT_CONTROLS
+    """generators to fit to the same training cells, for comparison"""
+    again: bool = False
+    """judge controls anew that the table holds already"""
+    out: Path = RESULTS_DIR / "tables" / "evaluation.csv"
+    """table to write; rows of other runs in it are kept"""
+
+
+@run_script
+def main(argv: Sequence[str] | None = None) -> None:
+    """Judge, write, and show the means."""
+    args = tyro.cli(Args, args=argv, description=__doc__, config=(tyro.conf.OmitArgPrefixes,))
+    controls = load_controls(args.controls)
+    with progress_bar() as report:
+        rows = judge_runs(
+            args.runs, partial(evaluate, families=args.families), controls=controls, path=args.out,
+            again=args.again, report=report,
+        )  # fmt: skip
+    summary = summarise(rows[rows["group"] == ALL])
+    for (dataset, split), table in summary.groupby(["dataset", "split"], sort=False):
+        _print(f"{dataset}, {split}", table)
+    console.print(f"wrote {args.out}: make tables of it with python analysis/build_summary_tables.py", soft_wrap=True)
+
+
+def _print(title: str, summary: pd.DataFrame) -> None:
+    """Show metrics as rows and methods as columns: there are more metrics than a terminal is wide."""
+    methods = summary["method"].unique()
+    table = Table("", *map(escape, methods), title=escape(title))
+    for name in METRICS:
+        rows = summary[summary["metric"] == name].set_index("method")
+        if len(rows):
+            table.add_row(METRICS[name].label, *(_cell(rows, method) for method in methods))
+    console.print(table)
+
+
+def _cell(rows: pd.DataFrame, method: str) -> str:
+    if method not in rows.index or not rows.loc[method, "seeds"]:
+        return "-"
+    mean, sd, missing = rows.loc[method, ["mean", "sd", "missing"]]
+    return f"{mean:.3g} ± {sd:.2g}" + (f" ({missing:.0f} missing)" if missing else "")
+
+
+if __name__ == "__main__":
+    main()

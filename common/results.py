@@ -1,0 +1,73 @@
+"""The long-form tables of results: one row a value, written whole, brought up to date run by run."""
+
+from pathlib import Path
+
+import pandas as pd
+from filelock import FileLock
+
+from common.checks import reading
+from common.errors import UserError
+from common.run import write_table
+
+KEYS = ["dataset", "split", "seed", "method"]  # of a run
+COLUMNS = [*KEYS, "group", "metric", "n", "value"]
+
+
+def read_results(path: Path, *, made_by: str) -> pd.DataFrame:
+    """Read a table of results.
+
+    Parameters
+    ----------
+    path
+        CSV with at least the columns `COLUMNS`.
+    made_by
+        Command that makes it, for the message.
+
+    Raises
+    ------
+    UserError
+        If it is not there, or has not these columns.
+    """
+    if not path.exists():
+        raise UserError(f"{path} is missing: make it with {made_by}")
+    with reading(path, "table of results"):
+        table = pd.read_csv(path, dtype={"group": str, "dataset": str, "method": str, "split": str})
+    if missing := set(COLUMNS) - set(table.columns):
+        raise UserError(f"{path} has no column {' and '.join(sorted(missing))}: make it anew with {made_by}")
+    return table
+
+
+def record(path: Path, rows: pd.DataFrame) -> None:
+    """Write the rows of some runs into a table; what it held of the same runs and metrics is replaced.
+
+    Parameters
+    ----------
+    path
+        The table, made if it is not there. Several processes may write it: they wait for each other.
+    rows
+        With the columns `COLUMNS`.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(path.with_name(f".{path.name}.lock")):
+        if path.exists():
+            old = read_results(path, made_by="the same command")
+            same = pd.MultiIndex.from_frame(rows[[*KEYS, "metric"]])
+            kept = old[~pd.MultiIndex.from_frame(old[[*KEYS, "metric"]]).isin(same)]
+            rows = pd.concat([kept, rows]) if len(kept) else rows
+        write_table(path, rows.sort_values(KEYS, kind="stable"))
+
+
+def summarise(table: pd.DataFrame) -> pd.DataFrame:
+    """Mean and standard deviation over seeds.
+
+    Returns
+    -------
+    Columns dataset, split, method, group, metric, mean, sd (of a sample; NaN for one seed), seeds (those with a value)
+    and missing (seeds that the data set's split has elsewhere in the table, but not here: failed, or not run).
+    """
+    by = ["dataset", "split", "method", "group", "metric"]
+    found = table.groupby(by, sort=False)["value"].agg(mean="mean", sd="std", seeds="count").reset_index()
+    expected = table.groupby(["dataset", "split"])["seed"].nunique().rename("expected")
+    found = found.join(expected, on=["dataset", "split"])
+    found["missing"] = found.pop("expected") - found["seeds"]
+    return found

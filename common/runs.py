@@ -1,0 +1,133 @@
+"""A finished run read back: its synthetic cells beside the real cells that it learnt from and those it never saw."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import anndata
+import pandas as pd
+from anndata import AnnData
+
+from common.checks import existing, reading
+from common.data import CellSource, load_cells
+from common.errors import UserError
+
+
+@dataclass(frozen=True)
+class Run:
+    """A generator's run, ready to be judged. The three groups of cells have the same genes in the same order."""
+
+    folder: Path
+    dataset: str
+    method: str
+    seed: int
+    split: str
+    """how the real cells were split, such as "holdout 0.5, 1000 genes\""""
+    params: dict[str, Any]
+    rare_threshold: int | None
+    """a type with at most this many real cells is rare; None leaves it to `common.data.rare_types`"""
+    train: AnnData
+    held: AnnData
+    synthetic: AnnData
+    seeds: pd.DataFrame | None
+    """the table of seeds.csv, for a generator that has seeds"""
+
+
+def read_record(folder: Path) -> dict[str, Any]:
+    """Read run.json of a run; for cells drawn later, of the run that they were drawn from.
+
+    Raises
+    ------
+    UserError
+        If the run is not there, not finished or not readable.
+    """
+    path = folder / "run.json"
+    if not path.exists():  # a run writes it last
+        raise UserError(
+            f"{folder} holds no finished run: make it with python data_generation/garage.py --holdout 0.5 --out "
+            f"{folder}, and the flags that name your data"
+        )
+    with reading(path, "record of a run"):
+        record: dict[str, Any] = json.loads(path.read_text())
+        if "drawn_from" in record:
+            return read_record(Path(record["drawn_from"])) | {"trained_in": record["drawn_from"]}
+        return record
+
+
+def read_source(folder: Path) -> CellSource:
+    """Read where a run had its real cells.
+
+    Variable genes were chosen on the training cells alone and cannot be chosen again: take those of the synthetic
+    cells.
+    """
+    given = read_record(folder)["source"]
+    paths = {name: Path(given[name]) for name in ("input", "expression_csv", "labels_csv") if given[name]}
+    return CellSource(**given | paths | {"n_top_genes": None})
+
+
+def read_synthetic(folder: Path) -> AnnData:
+    """Read the synthetic cells of a run."""
+    with reading(existing(folder / "cells.h5ad"), "h5ad file"):
+        return anndata.read_h5ad(folder / "cells.h5ad")
+
+
+def with_genes_of(real: AnnData, synthetic: AnnData) -> AnnData:
+    """Return real cells with the genes of synthetic ones, in their order.
+
+    Raises
+    ------
+    UserError
+        If a gene is not there any more.
+    """
+    missing = synthetic.var_names.difference(real.var_names)
+    if len(missing):
+        raise UserError(f"the real cells have no gene '{missing[0]}' any more: repeat the run with the data of today")
+    return real[:, synthetic.var_names].copy()
+
+
+def identify(folder: Path) -> tuple[str, str, int, str]:
+    """Return what tells a run from others in tables: dataset, split, seed and method."""
+    record = read_record(folder)
+    return (
+        record["dataset"],
+        f"holdout {record['holdout']:g}, {record['genes']} genes",
+        record["seed"],
+        record["method"],
+    )
+
+
+def load_run(folder: Path) -> Run:
+    """Read a run that held cells out.
+
+    Parameters
+    ----------
+    folder
+        With cells.h5ad, heldout.csv and run.json; the real cells are read from where the run had them.
+
+    Raises
+    ------
+    UserError
+        If a file is missing, the real cells have changed since, or none were held out.
+    """
+    folder = folder.resolve()
+    record = read_record(folder)
+    trained_in = Path(record.get("trained_in", folder))
+    if not (trained_in / "heldout.csv").exists():
+        raise UserError(
+            f"{trained_in} learnt from every cell, so that none is left to judge it by: repeat it with --holdout 0.5"
+        )
+    real = load_cells(read_source(folder))
+    if real.uns["sha256"] != record["sha256"]:
+        raise UserError(f"the real cells of {folder} have changed since the run: repeat the run with those of today")
+    synthetic = read_synthetic(folder)
+    real = with_genes_of(real, synthetic)
+    with reading(trained_in / "heldout.csv", "table of held-out cells"):
+        is_held = real.obs_names.isin(pd.read_csv(trained_in / "heldout.csv", dtype=str)["cell"])
+    seeds = pd.read_csv(trained_in / "seeds.csv", dtype={"cell": str}) if (trained_in / "seeds.csv").exists() else None
+    dataset, split, seed, method = identify(folder)
+    return Run(
+        folder=folder, dataset=dataset, method=method, seed=seed, split=split, params=record["params"],
+        rare_threshold=record["params"].get("rare_threshold"), train=real[~is_held].copy(), held=real[is_held].copy(),
+        synthetic=synthetic, seeds=seeds,
+    )  # fmt: skip

@@ -1,0 +1,88 @@
+"""Means over seeds as a person reads them: methods as rows, controls last; metrics as columns; no gap hidden."""
+
+from collections.abc import Collection, Iterable
+
+import numpy as np
+import pandas as pd
+from rich.markup import escape
+from rich.table import Table
+
+from common.cli import console
+from common.metrics.catalogue import METRICS
+from common.results import summarise
+
+NOTHING = "—"
+ROLES = {"real_half": "floor", "all_zeros": "ceiling", "gene_wise_normal": "ceiling"}  # of a distance
+
+
+def order_methods(methods: Iterable[str], controls: Collection[str]) -> list[str]:
+    """Return methods by name, then controls in the order that `controls` has."""
+    rank = {name: i for i, name in enumerate(controls, start=1)}
+    return sorted(set(methods), key=lambda name: (rank.get(name, 0), name))
+
+
+def order_metrics(metrics: Iterable[str]) -> list[str]:
+    """Return metrics in the order of the catalogue; those that it does not have last, by name."""
+    rank = {name: i for i, name in enumerate(METRICS)}
+    return sorted(set(metrics), key=lambda name: (rank.get(name, len(rank)), name))
+
+
+def label_of(metric: str) -> str:
+    """Return what the catalogue calls a metric, or its own name."""
+    return METRICS[metric].label if metric in METRICS else metric
+
+
+def decimals_of(means: pd.Series, sds: pd.Series) -> int:
+    """Return how many decimals a column of means needs, 0 to 5.
+
+    Three digits of the largest mean, or more if the typical standard deviation is smaller than that.
+    """
+    sizes = (np.abs(means).max(), sds[sds > 0].median())
+    wanted = [
+        digits - np.floor(np.log10(size)) for digits, size in zip((2, 0), sizes, strict=True) if 0 < size < np.inf
+    ]
+    return int(np.clip(max(wanted, default=0), 0, 5))
+
+
+def cell_parts(row: pd.Series, decimals: int) -> tuple[str, str, str]:
+    """Return mean, standard deviation and gap of a row of `common.results.summarise` as text.
+
+    Returns
+    -------
+    Such as ("0.55", "0.01", "4 of 5"). Without any value the mean is a dash; the standard deviation of one seed and the
+    gap where no seed is missing are empty.
+    """
+    if not row["seeds"]:
+        return NOTHING, "", ""
+    sd = "" if np.isnan(row["sd"]) else f"{row['sd']:.{decimals}f}"
+    gap = f"{row['seeds']:.0f} of {row['seeds'] + row['missing']:.0f}" if row["missing"] else ""
+    return f"{row['mean']:z.{decimals}f}", sd, gap
+
+
+def show(rows: pd.DataFrame, *, controls: Collection[str]) -> None:
+    """Print the means of a long table, one table for each data set, split and group of cells.
+
+    Parameters
+    ----------
+    rows
+        With the columns `common.results.COLUMNS`.
+    controls
+        Names of the methods that go last; floor and ceiling of a distance are named as such.
+    """
+    for (dataset, split, group), found in summarise(rows).groupby(["dataset", "split", "group"], sort=False):
+        metrics = order_metrics(found["metric"])
+        decimals = {m: decimals_of(*(found.loc[found["metric"] == m, c] for c in ("mean", "sd"))) for m in metrics}
+        table = Table("method", *(escape(label_of(m)) for m in metrics), title=escape(f"{dataset}, {split}, {group}"))
+        by_cell = {(row["method"], row["metric"]): row for _, row in found.iterrows()}
+        for method in order_methods(found["method"], controls):
+            role = f" ({ROLES[method]})" if method in ROLES else ""
+            texts = (_text(by_cell.get((method, m)), decimals[m]) for m in metrics)
+            table.add_row(escape(method + role), *texts)
+        console.print(table)
+
+
+def _text(row: pd.Series | None, decimals: int) -> str:
+    if row is None:
+        return NOTHING
+    mean, sd, gap = cell_parts(row, decimals)
+    return mean + (f" ± {sd}" if sd else "") + (f" ({gap})" if gap else "")

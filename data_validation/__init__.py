@@ -1,0 +1,1 @@
+"""Whether genes and clusters found on synthetic cells are those of the real ones."""

@@ -1,0 +1,180 @@
+"""Everyone is judged alike, and every metric puts controls where theory has them."""
+
+import shutil
+from dataclasses import replace
+from functools import partial
+
+import numpy as np
+import pandas as pd
+import pytest
+from anndata import AnnData
+
+from benchmarking.controls import load_controls
+from common.cli import silent
+from common.data import CellSource, load_cells, split_cells
+from common.errors import UserError
+from common.evaluation import evaluate, find_rare
+from common.judging import judge_runs
+from common.metrics import fidelity, utility
+from common.metrics.catalogue import ALL, FAMILIES, METRICS
+from common.results import read_results
+from common.runs import Run, load_run
+
+
+@pytest.fixture
+def small_forests(monkeypatch):
+    monkeypatch.setattr(fidelity, "N_TREES", 20)
+    monkeypatch.setattr(utility, "N_TREES", 20)
+
+
+def values(run: Run, families=FAMILIES) -> pd.Series:
+    return evaluate(run, families=families).set_index(["metric", "group"])["value"]
+
+
+def test_every_metric_of_the_catalogue_and_no_other(toy_runs, small_forests):
+    run = load_run(toy_runs / "seed0")
+    found = evaluate(run, families=FAMILIES)
+    assert set(found["metric"]) == set(METRICS)
+    for family in FAMILIES:
+        mine = {name for name, metric in METRICS.items() if metric.family == family}
+        assert set(evaluate(run, families=[family])["metric"]) == mine
+    assert not found.duplicated(["metric", "group"]).any()
+    known = found.dropna(subset="value")
+    for name, metric in METRICS.items():
+        assert known.loc[known["metric"] == name, "value"].between(metric.low - 1e-9, metric.high + 1e-9).all(), name
+    sizes = run.held.obs["cell_type"].value_counts()
+    per_type = found[found["group"].isin(sizes.index)]
+    assert (per_type["n"] == per_type["group"].map(sizes).astype(int)).all()
+    assert (found.loc[found["group"] == ALL, "n"] == run.held.n_obs).all()
+
+
+def test_the_same_run_has_the_same_values(toy_runs, small_forests):
+    run = load_run(toy_runs / "seed0")
+    assert values(run).equals(values(run))
+
+
+def test_drawing_more_cells_wins_nothing(toy_runs, small_forests):
+    run = load_run(toy_runs / "seed0")
+    n = run.train.n_obs
+    rng = np.random.default_rng(run.seed)
+    many = run.synthetic[rng.integers(0, run.synthetic.n_obs, 5 * n)].copy()
+    many.obs_names_make_unique()
+    kept = np.sort(np.random.default_rng(run.seed).permutation(5 * n)[:n])
+    assert values(replace(run, synthetic=many)).equals(values(replace(run, synthetic=many[kept].copy())))
+
+
+def test_rare_types_are_counted_over_all_real_cells(toy_runs):
+    run = replace(load_run(toy_runs / "seed0"), rare_threshold=8)
+    assert find_rare(run) == ["NK"]  # 8 cells, 4 on either side
+    assert find_rare(replace(run, rare_threshold=7)) == []
+    assert find_rare(replace(run, rare_threshold=24)) == ["B", "NK"]
+
+
+def with_cells(run: Run, name: str) -> Run:
+    control = load_controls([name])[name]
+    model = control.fit(run.train, None, seed=run.seed, device="cpu")
+    return replace(run, method=name, synthetic=control.sample(model, run.train.n_obs, seed=run.seed))
+
+
+@pytest.mark.slow
+def test_controls_stand_where_theory_has_them():
+    """Blood cells: real half near its theoretical values, a bootstrap copy caught, all-zeros at the bottom."""
+    train, held = split_cells(load_cells(CellSource()), 0.5, seed=0)
+    assert held is not None
+    run = Run(None, "pbmc68k", "", 0, "", {}, 20, train, held, train, None)  # type: ignore[arg-type]
+    names = ("real_half", "bootstrap", "gene_wise_normal", "all_zeros", "poisson")
+    table = pd.DataFrame({name: values(with_cells(run, name)).xs(ALL, level="group") for name in names})
+    half = table["real_half"]
+    # exchangeable with the held-out half
+    assert half["rf_auroc_genes"] == pytest.approx(0.5, abs=0.07)
+    assert half["rf_auroc_pcs"] == pytest.approx(0.5, abs=0.07)
+    assert half["coverage_pcs"] == pytest.approx(1 - 2**-5, abs=0.03)
+    assert half["density_pcs"] == pytest.approx(1, abs=0.15)
+    assert half["lisi_pcs"] == pytest.approx(1.94, abs=0.03)
+    assert half["mmd_pcs"] == pytest.approx(0, abs=0.002)
+    assert half[["gene_mean", "gene_variance", "gene_zeros"]].min() > 0.97
+    assert half["lfc_slope"] == pytest.approx(1, abs=0.1)
+    assert half["types_present"] == 1
+    # copies of the training cells, and known for it
+    for name in ("real_half", "bootstrap"):
+        assert table.loc["copies", name] == 1
+        assert table.loc["nearer_to_training", name] > 0.99
+        assert table.loc["near_copies", name] == 1
+        assert table.loc["attack_auc", name] > 0.75
+        assert table.loc["calibrated_auc", name] > 0.75
+    # nothing is worse than nothing; genes drawn alike for all types know no types either, and scatter around its zero
+    bottom = [
+        "rf_auroc_genes", "rf_auroc_pcs", "w1_pcs", "sliced_w1_pcs", "mmd_pcs", "lisi_pcs", "density_pcs",
+        "coverage_pcs", "gene_mean", "gene_variance", "gene_zeros", "gene_correlation", "library_size",
+    ]  # fmt: skip
+    of_types = ["tstr_f1", "lfc_slope", "lfc_correlation", "marker_overlap", "ari_gap"]
+    shortfalls = pd.DataFrame(
+        {name: {m: METRICS[m].shortfall(value) for m, value in column.items()} for name, column in table.items()}
+    )
+    assert (shortfalls.loc[bottom, "all_zeros"] >= shortfalls.loc[bottom].max(axis=1) - 1e-3).all()
+    known = shortfalls.loc[of_types].drop(columns="gene_wise_normal")
+    assert (known["all_zeros"] == known.max(axis=1)).all()
+
+
+def count_cells(run: Run) -> pd.DataFrame:
+    return pd.DataFrame(
+        [(ALL, "cells", run.held.n_obs, float(run.synthetic.n_obs))], columns=["group", "metric", "n", "value"]
+    )
+
+
+def judge(folders, path, *, controls=("real_half", "poisson"), judge=count_cells, again=False):
+    return judge_runs(folders, judge, controls=load_controls(controls), path=path, again=again, report=silent)
+
+
+def test_controls_stand_beside_every_run(toy_runs, tmp_path):
+    rows = judge([toy_runs / "seed0", toy_runs / "seed1"], tmp_path / "t.csv")
+    assert set(rows[["seed", "method"]].itertuples(index=False, name=None)) == {
+        (seed, method) for seed in (0, 1) for method in ("garage", "real_half", "poisson")
+    }
+    assert read_results(tmp_path / "t.csv", made_by="x").equals(rows.reset_index(drop=True))
+
+
+def test_controls_are_judged_once_unless_asked_again(toy_runs, tmp_path):
+    judged = []
+
+    def remember(run: Run) -> pd.DataFrame:
+        judged.append(run.method)
+        return count_cells(run)
+
+    for again in (False, False, True):
+        judge([toy_runs / "seed0"], tmp_path / "t.csv", judge=remember, again=again)
+    assert judged == ["garage", "real_half", "poisson", "garage", "garage", "real_half", "poisson"]
+
+
+def test_controls_learn_from_the_runs_training_cells_only(toy_runs, tmp_path):
+    seen = {}
+
+    def remember(run: Run) -> pd.DataFrame:
+        seen[run.method] = run
+        return count_cells(run)
+
+    judge([toy_runs / "seed0"], tmp_path / "t.csv", judge=remember)
+    run = seen["garage"]
+    assert sorted(map(tuple, seen["real_half"].synthetic.X.toarray())) == sorted(map(tuple, run.train.X.toarray()))
+    assert seen["poisson"].seeds is None and run.seeds is not None
+
+
+def test_a_control_that_cannot_be_fitted_is_a_visible_gap(toy_runs, tmp_path, monkeypatch):
+    class Broken:
+        @staticmethod
+        def fit(cells: AnnData, params, *, seed, device):
+            raise UserError("not on this scale")
+
+    rows = judge_runs(
+        [toy_runs / "seed0"], partial(evaluate, families=["clustering"]), controls={"broken": Broken},
+        path=tmp_path / "t.csv", again=False, report=silent,
+    )  # fmt: skip
+    broken = rows[rows["method"] == "broken"]
+    assert set(broken["metric"]) == {"ari", "ari_gap", "nmi", "macro_f1"} and broken["value"].isna().all()
+
+
+def test_two_runs_that_would_be_one_in_the_table(toy_runs, tmp_path):
+    shutil.copytree(toy_runs / "seed0", tmp_path / "copy")
+    with pytest.raises(UserError, match="give one of them another --name"):
+        judge([toy_runs / "seed0", tmp_path / "copy"], tmp_path / "t.csv")
+    assert not (tmp_path / "t.csv").exists()

@@ -1,0 +1,43 @@
+"""Tables of results are brought up to date run by run, and nothing missing is hidden."""
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from common.errors import UserError
+from common.results import COLUMNS, read_results, record, summarise
+
+
+def rows(method="a", seed=0, value=1.0, metric="m", group="all cells"):
+    return pd.DataFrame([("d", "half", seed, method, group, metric, 5, value)], columns=COLUMNS)
+
+
+def test_rows_of_a_run_are_replaced_and_others_kept(tmp_path):
+    path = tmp_path / "tables" / "t.csv"
+    record(path, pd.concat([rows("a", 0), rows("a", 0, group="gone later"), rows("a", 1), rows("b", 0, metric="k")]))
+    record(path, pd.concat([rows("a", 0, 7.0), rows("c", 0)]))
+    table = read_results(path, made_by="x").set_index(["method", "seed"])["value"]
+    assert table.to_dict() == {("a", 0): 7.0, ("a", 1): 1.0, ("b", 0): 1.0, ("c", 0): 1.0}
+    assert len(table) == 4
+
+
+def test_other_metrics_of_the_run_are_kept(tmp_path):
+    record(tmp_path / "t.csv", rows(metric="m"))
+    record(tmp_path / "t.csv", rows(metric="k"))
+    assert len(read_results(tmp_path / "t.csv", made_by="x")) == 2
+
+
+def test_summary_is_mean_and_sample_sd_and_counts_gaps():
+    table = pd.concat([rows(seed=0, value=1.0), rows(seed=1, value=3.0), rows(seed=2, value=np.nan), rows("b", 0, 5.0)])
+    summary = summarise(table).set_index("method")
+    assert summary.loc["a", ["mean", "sd", "seeds", "missing"]].tolist() == [2.0, pytest.approx(2**0.5), 2, 1]
+    assert summary.loc["b", ["mean", "seeds", "missing"]].tolist() == [5.0, 1, 2]
+    assert np.isnan(summary.loc["b", "sd"])
+
+
+def test_complaints(tmp_path):
+    with pytest.raises(UserError, match=r"t\.csv is missing: make it with python x\.py"):
+        read_results(tmp_path / "t.csv", made_by="python x.py")
+    (tmp_path / "t.csv").write_text("a,b\n1,2\n")
+    with pytest.raises(UserError, match="has no column dataset and"):
+        read_results(tmp_path / "t.csv", made_by="python x.py")
