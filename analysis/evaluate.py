@@ -15,12 +15,13 @@ import tyro
 from rich.markup import escape
 from rich.table import Table
 
-from benchmarking.controls import DEFAULT_CONTROLS, load_controls
+from benchmarking.controls import CONTROLS, DEFAULT_CONTROLS, load_controls
 from common.cli import console, progress_bar, run_script
 from common.evaluation import evaluate
 from common.judging import judge_runs
-from common.metrics.catalogue import ALL, FAMILIES, METRICS, Family
+from common.metrics.catalogue import ALL, FAMILIES, Family
 from common.results import summarise
+from common.summary import decimals_of, label_of, order_methods, order_metrics, text_of
 from config import RESULTS_DIR
 
 
@@ -58,20 +59,13 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 def _print(title: str, summary: pd.DataFrame) -> None:
     """Show metrics as rows and methods as columns: there are more metrics than a terminal is wide."""
-    methods = summary["method"].unique()
+    methods = order_methods(summary["method"], CONTROLS)
     table = Table("", *map(escape, methods), title=escape(title))
-    for name in METRICS:
-        rows = summary[summary["metric"] == name].set_index("method")
-        if len(rows):
-            table.add_row(METRICS[name].label, *(_cell(rows, method) for method in methods))
+    for metric in order_metrics(summary["metric"]):
+        rows = summary[summary["metric"] == metric].set_index("method")
+        decimals = decimals_of(rows["mean"], rows["sd"])
+        table.add_row(label_of(metric), *(text_of(rows.loc[method], decimals) for method in methods))
     console.print(table)
-
-
-def _cell(rows: pd.DataFrame, method: str) -> str:
-    if method not in rows.index or not rows.loc[method, "seeds"]:
-        return "-"
-    mean, sd, missing = rows.loc[method, ["mean", "sd", "missing"]]
-    return f"{mean:.3g} ± {sd:.2g}" + (f" ({missing:.0f} missing)" if missing else "")
 
 
 if __name__ == "__main__":

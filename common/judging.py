@@ -78,7 +78,7 @@ def judge_runs(
         for j, (name, generator) in enumerate(controls.items(), start=1):
             report("judging", step + j, total)
             control = replace(run, method=name, seeds=None, params={})
-            if _key(control) in ids or (not again and _known(path, control)):
+            if _key(control) in ids or (not again and _known(path, control, rows)):
                 ids.add(_key(control))
                 continue
             try:
@@ -104,7 +104,10 @@ def _record(run: Run, rows: pd.DataFrame, path: Path) -> tuple:
     return _key(run)
 
 
-def _known(path: Path, run: Run) -> bool:
-    return path.exists() and _key(run) in set(
-        read_results(path, made_by="the same command")[KEYS].itertuples(index=False)
-    )
+def _known(path: Path, run: Run, rows: pd.DataFrame) -> bool:
+    """Tell whether a table has all metrics of some rows for a run."""
+    if not path.exists():
+        return False
+    table = read_results(path, made_by="the same command")
+    mine = (table[KEYS] == _key(run)).all(axis=1)
+    return set(rows["metric"]) <= set(table.loc[mine, "metric"])

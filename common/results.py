@@ -54,7 +54,8 @@ def record(path: Path, rows: pd.DataFrame) -> None:
             same = pd.MultiIndex.from_frame(rows[[*KEYS, "metric"]])
             kept = old[~pd.MultiIndex.from_frame(old[[*KEYS, "metric"]]).isin(same)]
             rows = pd.concat([kept, rows]) if len(kept) else rows
-        write_table(path, rows.sort_values(KEYS, kind="stable"))
+        others = [column for column in rows if column not in COLUMNS]
+        write_table(path, rows.sort_values(KEYS, kind="stable")[[*COLUMNS, *others]])
 
 
 def summarise(table: pd.DataFrame) -> pd.DataFrame:

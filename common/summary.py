@@ -5,7 +5,7 @@ from collections.abc import Collection, Iterable
 import numpy as np
 import pandas as pd
 from rich.markup import escape
-from rich.table import Table
+from rich.table import Column, Table
 
 from common.cli import console
 from common.metrics.catalogue import METRICS
@@ -72,16 +72,21 @@ def show(rows: pd.DataFrame, *, controls: Collection[str]) -> None:
     for (dataset, split, group), found in summarise(rows).groupby(["dataset", "split", "group"], sort=False):
         metrics = order_metrics(found["metric"])
         decimals = {m: decimals_of(*(found.loc[found["metric"] == m, c] for c in ("mean", "sd"))) for m in metrics}
-        table = Table("method", *(escape(label_of(m)) for m in metrics), title=escape(f"{dataset}, {split}, {group}"))
+        table = Table(
+            Column("method", overflow="fold"),
+            *(escape(label_of(m)) for m in metrics),
+            title=escape(f"{dataset}, {split}, {group}"),
+        )
         by_cell = {(row["method"], row["metric"]): row for _, row in found.iterrows()}
         for method in order_methods(found["method"], controls):
             role = f" ({ROLES[method]})" if method in ROLES else ""
-            texts = (_text(by_cell.get((method, m)), decimals[m]) for m in metrics)
+            texts = (text_of(by_cell.get((method, m)), decimals[m]) for m in metrics)
             table.add_row(escape(method + role), *texts)
         console.print(table)
 
 
-def _text(row: pd.Series | None, decimals: int) -> str:
+def text_of(row: pd.Series | None, decimals: int) -> str:
+    """Return a row of `common.results.summarise` as one text, such as "0.55 ± 0.01 (4 of 5)"; a dash for None."""
     if row is None:
         return NOTHING
     mean, sd, gap = cell_parts(row, decimals)

@@ -44,7 +44,7 @@ from common.metrics.fidelity import compare_on, pooled_pcs
 from common.plotting import joint_umap
 from common.results import read_results, summarise
 from common.runs import Run, load_run
-from common.summary import cell_parts, decimals_of, order_methods
+from common.summary import decimals_of, order_methods, text_of
 from config import RESULTS_DIR, SEED
 from data_validation.feature_selection import Method, expressed_genes, select_features, values_for
 
@@ -288,8 +288,7 @@ def show_beside(
         decimals = {metric: decimals_of(of["mean"], of["sd"]) for metric, of in found.groupby("metric")}
         by_cell = {(row["method"], row["metric"]): row for _, row in found.iterrows()}
         for method in order_methods(found["method"], [*CONTROLS, *references]):
-            parts = (cell_parts(by_cell[method, metric], decimals[metric]) for metric in columns.values())
-            texts = (mean + (f" ± {sd}" if sd else "") + (f" ({gap})" if gap else "") for mean, sd, gap in parts)
+            texts = (text_of(by_cell[method, metric], decimals[metric]) for metric in columns.values())
             table.add_row(escape(method), *texts)
         console.print(table)
 

@@ -146,6 +146,12 @@ def test_controls_are_judged_once_unless_asked_again(toy_runs, tmp_path):
     assert judged == ["garage", "real_half", "poisson", "garage", "garage", "real_half", "poisson"]
 
 
+def test_controls_are_judged_again_for_metrics_that_the_table_lacks(toy_runs, tmp_path, small_forests):
+    for families in (["clustering"], ["clustering", "privacy"]):
+        rows = judge([toy_runs / "seed0"], tmp_path / "t.csv", judge=partial(evaluate, families=families))
+    assert rows.loc[rows["metric"] == "copies", "method"].tolist() == ["garage", "poisson", "real_half"]
+
+
 def test_controls_learn_from_the_runs_training_cells_only(toy_runs, tmp_path):
     seen = {}
 

@@ -1,11 +1,17 @@
 """What the default preset promises, on cells it has not seen."""
 
+from dataclasses import replace
 from pathlib import Path
 
+import pandas as pd
 import pytest
+from anndata import AnnData
 
+from benchmarking.controls import copula
 from common.data import CellSource, load_cells, select_genes, split_cells
-from common.metrics.fidelity import compare_on, coverage, pooled_pcs, rf_auroc
+from common.evaluation import evaluate
+from common.metrics.catalogue import ALL
+from common.runs import Run
 from config import GarageParams
 from data_generation.model import fit, sample
 
@@ -14,15 +20,21 @@ SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
 
 @pytest.mark.slow
 @pytest.mark.skipif(not SHARED.is_dir(), reason="the shared data sets are not here")
-def test_default_preset_beats_scvi_and_the_copula_on_held_out_halves():
-    """Against the better of their two rows in the design's table: .71 genes, .61 PCs, .91 coverage (pbmc3k)."""
+def test_default_preset_beats_the_copula_on_held_out_halves():
+    """And scVI, as the design measured it on the genes of pbmc3k: .77."""
     train, held = split_cells(load_cells(CellSource(input=SHARED / "pbmc3k.h5ad")), 0.5, seed=0)
     genes = select_genes(train, 1000)
     train, held = train[:, genes].copy(), held[:, genes].copy()
     synthetic = sample(fit(train, GarageParams(), seed=0, device="cpu"), train.n_obs, seed=0)
-    assert set(synthetic.obs["cell_type"]) == set(train.obs["cell_type"])
-    real, drawn = compare_on(held), compare_on(synthetic)
-    _, real_pcs, drawn_pcs = pooled_pcs(compare_on(train), real, drawn)
-    assert rf_auroc(real, drawn, seed=0) < 0.71
-    assert rf_auroc(real_pcs, drawn_pcs, seed=0) < 0.61
-    assert coverage(real_pcs, drawn_pcs) > 0.91
+    rival = copula.sample(copula.fit(train, seed=0), train.n_obs, seed=0)
+    run = Run(SHARED, "pbmc3k", "garage", 0, "halves", {}, None, train, held, synthetic, None)
+
+    def judge(cells: AnnData) -> pd.Series:
+        found = evaluate(replace(run, synthetic=cells), families=["fidelity"])
+        return found[found["group"] == ALL].set_index("metric")["value"]
+
+    ours, theirs = judge(synthetic), judge(rival)
+    assert ours["types_present"] == 1
+    assert ours["rf_auroc_genes"] < min(0.71, theirs["rf_auroc_genes"])
+    assert ours["rf_auroc_pcs"] < min(0.61, theirs["rf_auroc_pcs"])
+    assert ours["coverage_pcs"] > max(0.91, theirs["coverage_pcs"])

@@ -21,6 +21,11 @@ def test_rows_of_a_run_are_replaced_and_others_kept(tmp_path):
     assert len(table) == 4
 
 
+def test_columns_stand_in_one_order(tmp_path):
+    record(tmp_path / "t.csv", rows().assign(leakage=0.1)[["value", "leakage", *COLUMNS[:-1]]])
+    assert list(read_results(tmp_path / "t.csv", made_by="x")) == [*COLUMNS, "leakage"]
+
+
 def test_other_metrics_of_the_run_are_kept(tmp_path):
     record(tmp_path / "t.csv", rows(metric="m"))
     record(tmp_path / "t.csv", rows(metric="k"))
