@@ -12,16 +12,17 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import get_args
 
 import pandas as pd
 import tyro
 
-from benchmarking.controls import CONTROLS
+from benchmarking.controls import PURE_CONTROLS
 from common.checks import nearest
 from common.cli import console, run_script
 from common.errors import UserError
 from common.evaluation import ALL
-from common.metrics.catalogue import FAMILIES, METRICS, Family
+from common.metrics.catalogue import METRICS, Family
 from common.results import read_results, summarise
 from common.run import atomic, write_table
 from common.summary import NOTHING, cell_parts, decimals_of, label_of, order_methods, order_metrics
@@ -46,7 +47,7 @@ class Args:
     """group of cells: all cells, rare cells, or a type"""
     metrics: tuple[str, ...] = ()
     """columns; by default all that the group has"""
-    families: tuple[Family, ...] = FAMILIES
+    families: tuple[Family, ...] = get_args(Family)
     """kinds of metrics; metrics outside the catalogue are of none and always shown"""
     split: str | None = None
     """for data sets that were split in several ways: which, such as "holdout 0.5, 1000 genes\""""
@@ -114,7 +115,9 @@ def fill_gaps(rows: pd.DataFrame, group: str, metrics: Sequence[str]) -> pd.Data
     -------
     Columns as of `common.results.summarise`, methods in the order of a table, controls last.
     """
-    every = pd.MultiIndex.from_product([order_methods(rows["method"], CONTROLS), metrics], names=["method", "metric"])
+    every = pd.MultiIndex.from_product(
+        [order_methods(rows["method"], PURE_CONTROLS), metrics], names=["method", "metric"]
+    )
     found = summarise(rows[rows["metric"].notna()])
     found = found[found["group"] == group].set_index(["method", "metric"]).reindex(every).reset_index()
     found["seeds"] = found["seeds"].fillna(0).astype(int)
@@ -170,7 +173,7 @@ def _body(summary: pd.DataFrame) -> list[tuple[str, list[tuple[tuple[str, str, s
     decimals, best = {}, {}
     for metric, column in summary.set_index("method").groupby("metric", sort=False):
         decimals[metric] = decimals_of(column["mean"], column["sd"])
-        own = column.loc[[name for name in column.index if name not in CONTROLS], "mean"]
+        own = column.loc[[name for name in column.index if name not in PURE_CONTROLS], "mean"]
         best[metric] = find_best(own, str(metric), decimals[metric])
     return [
         (str(method), [
@@ -198,7 +201,7 @@ def as_markdown(summary: pd.DataFrame) -> str:
     lines = [line(["method", *(escape(head_of(m)) for m in metrics)]), line(["---"] + ["---:"] * len(metrics))]
     body = _body(summary)
     for i, (method, cells) in enumerate(body):
-        if method in CONTROLS and (i == 0 or body[i - 1][0] not in CONTROLS):
+        if method in PURE_CONTROLS and (i == 0 or body[i - 1][0] not in PURE_CONTROLS):
             lines.append(line(["*controls*"] + [""] * len(metrics)))
         lines.append(line([escape(method), *(cell(*parts) for parts in cells)]))
     return f"{escape(_caption(summary))}\n\n" + "\n".join(lines) + "\n"
@@ -225,7 +228,7 @@ def as_latex(summary: pd.DataFrame) -> str:
     ]  # fmt: skip
     body = _body(summary)
     for i, (method, cells) in enumerate(body):
-        if method in CONTROLS and i > 0 and body[i - 1][0] not in CONTROLS:
+        if method in PURE_CONTROLS and i > 0 and body[i - 1][0] not in PURE_CONTROLS:
             lines.append(r"\midrule")
         lines.append(" & ".join([escape(method), *(cell(*parts) for parts in cells)]) + r" \\")
     return "\n".join([*lines, r"\bottomrule", r"\end{tabular}", r"\end{table}", ""])

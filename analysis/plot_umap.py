@@ -35,8 +35,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Reload the real cells, draw both kinds, and say what was written."""
     args = tyro.cli(Args, args=argv, description=__doc__)
     run = args.run.resolve()
+    source = read_source(run)
     synthetic = read_synthetic(run)
-    real = with_genes_of(load_cells(read_source(run)), synthetic)
+    real = with_genes_of(load_cells(source), synthetic)
     out = args.out or RESULTS_DIR / "figures" / f"umap_{'_'.join(run.parts[1:][-3:])}.png"
     joint_umap(real, synthetic, out, seed=args.seed)
     console.print(f"wrote {out}", soft_wrap=True, markup=False)

@@ -52,7 +52,8 @@ def judge_runs(
 
     Returns
     -------
-    The rows of these runs and their controls. A control that cannot be fitted to the data has every value NaN.
+    The rows of these runs and their controls, with a column leakage (NaN for whatever has none). A control that cannot
+    be fitted to the data has every value NaN.
 
     Raises
     ------
@@ -100,7 +101,8 @@ def _key(run: Run) -> tuple:
 
 def _record(run: Run, rows: pd.DataFrame, path: Path) -> tuple:
     """Write the rows of a run, and return what identifies them."""
-    record(path, rows.assign(**dict(zip(KEYS, _key(run), strict=True))))
+    given = {"leakage": run.params.get("leakage", np.nan)}  # what experiments vary
+    record(path, rows.assign(**dict(zip(KEYS, _key(run), strict=True)), **given))
     return _key(run)
 
 

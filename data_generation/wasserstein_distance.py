@@ -63,8 +63,7 @@ def transport_distances(run: Run) -> pd.DataFrame:
         "w1_genes_divided": w1_genes / n,  # distances scale with the values
         "w1_pcs": wasserstein(held.pcs, drawn.pcs, p=1),
     }
-    rows = pd.DataFrame({"group": ALL, "metric": list(values), "n": n, "value": list(values.values())})
-    return rows.assign(leakage=run.params.get("leakage", float("nan")))
+    return pd.DataFrame({"group": ALL, "metric": list(values), "n": n, "value": list(values.values())})
 
 
 @run_script

@@ -281,7 +281,8 @@ def show_beside(
         Heading to metric.
     """
     chosen = rows[rows["metric"].isin(columns.values())]
-    shared = chosen[chosen["group"].isin(references)].drop_duplicates(["dataset", "split", "seed", "group", "metric"])
+    shared = chosen[chosen["group"].isin(references)].sort_values("value")  # NaN last: of a control that failed
+    shared = shared.drop_duplicates(["dataset", "split", "seed", "group", "metric"])
     chosen = pd.concat([chosen[chosen["group"] == group], shared.assign(method=shared["group"])])
     for (dataset, split), found in summarise(chosen).groupby(["dataset", "split"], sort=False):
         table = Table("", *columns, title=escape(f"{dataset}, {split}: {title}"))

@@ -287,6 +287,8 @@ def expressed_genes(cells: AnnData) -> pd.Index:
 def main(argv: Sequence[str] | None = None) -> None:
     """Choose, write the table, and say how far the choices agree."""
     args = tyro.cli(Args, args=argv, description=__doc__, config=(tyro.conf.OmitArgPrefixes,))
+    if not args.method:
+        raise UserError("--method names no way to choose: give one or more of cv2, fano and pca")
     run = load_run(args.run)
     groups = {"synthetic": run.synthetic, "real": run.train, "heldout": run.held}
     chosen = []

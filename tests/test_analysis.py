@@ -45,7 +45,7 @@ def distances(toy_runs, tmp_path_factory):
 
 
 def test_distances_of_every_run_and_control(distances):
-    assert set(distances) == set(COLUMNS)
+    assert set(distances) == {*COLUMNS, "leakage"}
     assert set(distances["method"]) == {"garage", *DEFAULT_CONTROLS}
     assert len(distances) == 2 * (1 + len(DEFAULT_CONTROLS)) * 2 * 2
     assert set(distances["metric"]) == {"mmd_pcs", "sliced_w1_pcs"}
@@ -172,7 +172,7 @@ SCORES = {  # method: rf_auroc_genes and w1_pcs of seeds 0 to 4; None: not run
     "garage": ([0.55, 0.56, 0.54, None, 0.55], [5.1, 5.2, 5.3, 5.2, 5.2]),
     "gan_1": ([0.9, 0.91, 0.92, 0.9, 0.9], [5.2, 5.3, 5.1, 5.2, 5.2]),
     "real_half": ([0.5, 0.49, 0.51, 0.5, 0.5], [5.0, 5.0, 5.0, 5.0, 5.0]),
-    "copula": ([0.7, 0.7, 0.7, 0.7, 0.7], [np.nan] * 5),
+    "poisson": ([0.7, 0.7, 0.7, 0.7, 0.7], [np.nan] * 5),
 }
 
 
@@ -215,7 +215,7 @@ def test_table_in_long_form_holds_full_precision_and_gaps(results):
     values = [0.55, 0.56, 0.54, 0.55]
     assert (row["mean"], row["sd"]) == (pytest.approx(np.mean(values)), pytest.approx(np.std(values, ddof=1)))
     assert (row["seeds"], row["missing"]) == (4, 1)
-    row = table.query("method == 'copula' and metric == 'w1_pcs'").iloc[0]
+    row = table.query("method == 'poisson' and metric == 'w1_pcs'").iloc[0]
     assert np.isnan(row["mean"]) and (row["seeds"], row["missing"]) == (0, 5)
 
 
@@ -224,11 +224,11 @@ def test_table_in_markdown(results):
     caption, head, body = markdown(results / "summary_toy.md")
     assert caption.startswith(f"toy ({SPLIT}), all cells: mean ± sd over 5 seeds.")
     assert head == ["method", "forest, genes ↓ 0.5", "W1, PCs ↓"]
-    assert list(body) == ["gan\\_1", "garage", "*controls*", "real\\_half", "copula"]
+    assert list(body) == ["gan\\_1", "garage", "*controls*", "real\\_half", "poisson"]
     assert body["garage"] == ["**0.550 ± 0.008** (4 of 5)", "**5.20 ± 0.07**"]
     assert body["gan\\_1"] == ["0.906 ± 0.009", "**5.20 ± 0.07**"]  # ties
     assert body["real\\_half"] == ["0.500 ± 0.007", "5.00 ± 0.00"]  # better, but a control
-    assert body["copula"] == ["0.700 ± 0.000", "—"]
+    assert body["poisson"] == ["0.700 ± 0.000", "—"]
 
 
 def test_table_in_latex(results):
@@ -244,7 +244,7 @@ def test_table_in_latex(results):
     ]  # fmt: skip
     assert body[1] == r"gan\_1 & $0.906 \pm 0.009$ & $\mathbf{5.20} \pm 0.07$ \\"
     assert body[2] == r"garage & $\mathbf{0.550} \pm 0.008$ (4 of 5) & $\mathbf{5.20} \pm 0.07$ \\"
-    assert body[4] == r"copula & $0.700 \pm 0.000$ & --- \\"
+    assert body[4] == r"poisson & $0.700 \pm 0.000$ & --- \\"
     assert lines.index(body[3]) == lines.index(body[2]) + 2  # a line between methods and controls
     assert all("".join(lines).replace(rf"\{special}", "").count(special) == 0 for special in "_%#")
     assert "".join(lines).isascii()
@@ -254,7 +254,7 @@ def test_table_of_a_method_alone_has_nothing_bold(results):
     build(results, "--group", RARE)
     _, _, body = markdown(results / "summary_toy_rare_cells.md")
     assert body["garage"] == ["0.650 ± 0.071 (2 of 5)", "3.50 ± 0.71 (2 of 5)"]
-    assert body["copula"] == ["—", "—"]  # not there, but not hidden
+    assert body["poisson"] == ["—", "—"]  # not there, but not hidden
     assert r"\mathbf" not in (results / "summary_toy_rare_cells.tex").read_text()
 
 

@@ -34,13 +34,14 @@ def values(run: Run, families=FAMILIES) -> pd.Series:
 def test_every_metric_of_the_catalogue_and_no_other(toy_runs, small_forests):
     run = load_run(toy_runs / "seed0")
     found = evaluate(run, families=FAMILIES)
-    assert set(found["metric"]) == set(METRICS)
+    assert set(found["metric"]) == {name for name, metric in METRICS.items() if metric.family in FAMILIES}
     for family in FAMILIES:
         mine = {name for name, metric in METRICS.items() if metric.family == family}
         assert set(evaluate(run, families=[family])["metric"]) == mine
     assert not found.duplicated(["metric", "group"]).any()
     known = found.dropna(subset="value")
-    for name, metric in METRICS.items():
+    for name in found["metric"].unique():
+        metric = METRICS[name]
         assert known.loc[known["metric"] == name, "value"].between(metric.low - 1e-9, metric.high + 1e-9).all(), name
     sizes = run.held.obs["cell_type"].value_counts()
     per_type = found[found["group"].isin(sizes.index)]

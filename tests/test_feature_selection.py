@@ -312,6 +312,7 @@ def test_random_choice_is_one_of_expressed_genes(toy):
 
 @pytest.mark.parametrize("flags, complaint", [
     (["--run", "nowhere"], "holds no finished run"),
+    (["--run", "RUN", "--method"], "give one or more of cv2, fano and pca"),
     (["--run", "RUN", "--n-genes", "20"], "synthetic cells: --n-genes is 20, but 19 genes are expressed"),
 ])  # fmt: skip
 def test_complaints(run, flags, complaint, tmp_path, monkeypatch, capsys):

@@ -24,6 +24,7 @@ CONTROLS: dict[str, ModuleType] = {
 """in the order of a table"""
 PEERS = frozenset({"copula", "smote", "scvi"})
 """those that one would use to make cells, and has to beat; the others only say what a measure is worth"""
+PURE_CONTROLS = tuple(name for name in CONTROLS if name not in PEERS)
 OPTIONAL = {"scvi": "scvi"}
 """those that need a package of requirements_optional.txt, by the name it is imported by"""
 DEFAULT_CONTROLS = tuple(name for name in CONTROLS if name not in OPTIONAL)

@@ -4,8 +4,9 @@ import math
 from dataclasses import dataclass
 from typing import Literal, get_args
 
-Family = Literal["fidelity", "utility", "privacy", "clustering"]
-FAMILIES: tuple[Family, ...] = get_args(Family)
+Family = Literal["fidelity", "utility", "privacy", "clustering", "published"]
+FAMILIES: tuple[Family, ...] = get_args(Family)[:4]
+"""what `analysis/evaluate.py` computes; the published measures have scripts of their own"""
 
 ALL, RARE, SEEDS, OTHERS, HELD = "all cells", "rare cells", "seed cells", "other training cells", "held-out cells"
 """groups of cells that a value is about; others are cell types"""
@@ -72,5 +73,9 @@ METRICS: dict[str, Metric] = {
     "ari": Metric("ARI of clusters", "clustering", "near", math.nan, -0.5, 1, "Hubert & Arabie 1985"),
     "nmi": Metric("NMI of clusters", "clustering", "near", math.nan, 0, 1, "Strehl & Ghosh 2002"),
     "macro_f1": Metric("macro-F1 of clusters", "clustering", "near", math.nan, 0, 1, "Kuhn 1955"),
+    "w1_genes": Metric("W1, genes", "published", "lower", 0, 0, math.inf, "Villani 2009; POT, Flamary 2021"),
+    "w1_genes_divided": Metric(
+        "W1, genes, divided by cells", "published", "lower", 0, 0, math.inf, "published formula"
+    ),
 }
 """in the order of a table"""
