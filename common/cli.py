@@ -12,7 +12,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from common.errors import UserError
 
-console = Console(highlight=False, emoji=False)
+# a pipe or a file has no width to fit into, and a table cut to 80 columns is lost there
+console = Console(highlight=False, emoji=False, width=None if sys.stdout.isatty() else 200)
 errors = Console(stderr=True, highlight=False, emoji=False)
 
 
