@@ -5,11 +5,17 @@ PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
 
+PYTHON37 ?= python3.7
+# pyenv's python3.7 fails where no 3.7 is chosen, so its versions are tried by path
+FOUND37 = $(shell for p in "$(PYTHON37)" "$${PYENV_ROOT:-$$HOME/.pyenv}"/versions/3.7.*/bin/python; do \
+	"$$p" -c 'import sys; sys.exit(sys.version_info[:2] != (3, 7))' 2>/dev/null && echo "$$p" && break; done)
+TF1_READY := .venv-tf1/.ready
+
 .DEFAULT_GOAL := help
-.PHONY: help garage optional test test-fast clean
+.PHONY: help garage optional test test-fast tf1 test-tf1 clean
 
 help:  ## list the targets
-	@sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p' Makefile
+	@sed -n 's/^\([a-z0-9-]*\):.*## /  make \1\t/p' Makefile
 
 garage: $(READY)  ## train GARAGE on the embedded blood cells and draw synthetic ones
 	$(BIN)/python data_generation/garage.py
@@ -26,8 +32,15 @@ test: $(READY)  ## lint, format, types and every test
 test-fast: $(READY)  ## the tests that take seconds
 	$(BIN)/pytest -m "not slow"
 
-clean:  ## remove .venv and caches; data and results stay
-	rm -rf .venv *.egg-info .mypy_cache .pytest_cache .ruff_cache
+tf1:  ## set up .venv-tf1 for the TensorFlow-1 references, where there is a Python 3.7
+	@if [ -n "$(FOUND37)" ]; then $(MAKE) --no-print-directory $(TF1_READY); \
+	else echo "no Python 3.7 here: the TensorFlow-1 references are skipped; name one with PYTHON37=/path" >&2; fi
+
+test-tf1: $(READY) tf1  ## check the baselines against those references
+	$(BIN)/pytest -rs tests/test_tf1_parity.py
+
+clean:  ## remove .venv, .venv-tf1 and caches; data and results stay
+	rm -rf .venv .venv-tf1 *.egg-info .mypy_cache .pytest_cache .ruff_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # written last, so an interrupted installation is taken up again
@@ -36,4 +49,9 @@ $(READY): requirements_garage.txt pyproject.toml
 	{ echo "error: $(PYTHON) is not Python 3.11 or 3.12: name one that is, as in make PYTHON=python3.12" >&2; exit 1; }
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet -r requirements_garage.txt
+	@touch $@
+
+$(TF1_READY): requirements_benchmarking.txt
+	$(FOUND37) -m venv .venv-tf1
+	.venv-tf1/bin/python -m pip install --quiet -r requirements_benchmarking.txt
 	@touch $@

@@ -121,7 +121,21 @@ POSITIVE = Range(1e-12)
 
 
 @dataclass(frozen=True)
-class SelectionParams:
+class Params:
+    """Hyperparameters of some method."""
+
+    def __post_init__(self) -> None:
+        """Refuse values out of range, which would train on nonsense or not at all."""
+        for name, hint in get_type_hints(type(self), include_extras=True).items():
+            value = getattr(self, name)
+            for allowed in getattr(hint, "__metadata__", ()):
+                if value is not None and not allowed.low <= value <= allowed.high:  # nan is in no range
+                    flag = "--" + name.replace("_", "-")
+                    raise UserError(f"{flag} is {value}: give {allowed}")
+
+
+@dataclass(frozen=True)
+class SelectionParams(Params):
     """Stage 1: the cell-cell graph, the attention network and the choice of seed cells."""
 
     leakage: Annotated[float, Range(0, 1)] = 0.2
@@ -156,15 +170,6 @@ class SelectionParams:
     """where the priority weight acts: on the cross-entropy, or on the hidden features (as published)"""
     rare_quota: bool = True
     """share the seeds out by type, rare types first; otherwise the cells of highest attention, whatever their type"""
-
-    def __post_init__(self) -> None:
-        """Refuse values out of range, which would train on nonsense or not at all."""
-        for name, hint in get_type_hints(type(self), include_extras=True).items():
-            value = getattr(self, name)
-            for allowed in getattr(hint, "__metadata__", ()):
-                if value is not None and not allowed.low <= value <= allowed.high:  # nan is in no range
-                    flag = "--" + name.replace("_", "-")
-                    raise UserError(f"{flag} is {value}: give {allowed}")
 
 
 @dataclass(frozen=True)
@@ -242,3 +247,258 @@ class PaperParams(SelectionParams):
 
 
 PRESETS: dict[str, type[GarageParams] | type[PaperParams]] = {"garage": GarageParams, "paper": PaperParams}
+
+
+# ---------------------------------------------------------------------------------------------- baselines
+
+
+@dataclass(frozen=True)
+class BaselineParams(Params):
+    """Training of any baseline. The defaults are preset `tuned`, in which all methods stop by the same rule."""
+
+    budget: Annotated[int, Range(0)] = 10000
+    """most mini-batches or epochs of training"""
+    budget_in: Literal["steps", "epochs"] = "steps"
+    """what the budget counts: mini-batches, or passes over the training cells (as published)"""
+    batch_size: Annotated[int, Range(2)] = 128
+    """rows of a mini-batch"""
+    validation: Annotated[float, Range(0, 0.9)] = 0.1
+    """share of the training cells that only decides when to stop; 0 trains on all of them for the whole budget"""
+    check_every: Annotated[int, Range(1)] = 250
+    """steps between two rows of the loss table, and two checks against the validation cells"""
+    patience: Annotated[int, Range(1)] = 10
+    """checks without a better one before training stops"""
+
+
+@dataclass(frozen=True)
+class AdversarialParams(BaselineParams):
+    """What the plain GANs share."""
+
+    generator_hidden: tuple[int, ...] = (256, 256)
+    """hidden layers of the generator"""
+    critic_hidden: tuple[int, ...] = (256, 256)
+    """hidden layers of the critic"""
+    generator_lr: Annotated[float, POSITIVE] = 2e-4
+    """learning rate of the generator"""
+    critic_lr: Annotated[float, POSITIVE] = 4e-4
+    """learning rate of the critic"""
+    critic_steps: Annotated[int, Range(1)] = 1
+    """critic steps, a mini-batch each, before it is the generator's turn"""
+    generator_steps: Annotated[int, Range(1)] = 1
+    """generator steps a turn"""
+    ema_decay: Annotated[float, Range(0, 1)] = 0.995
+    """decay of the moving average of the generator's weights, from which cells are drawn; 0 takes the last ones"""
+    r1_weight: Annotated[float, Range(0)] = 1.0
+    """weight of the gradient penalty on real cells"""
+    whole_counts: bool = True
+    """the critic sees generated cells as they are handed out: no negative values, counts whole"""
+
+
+@dataclass(frozen=True)
+class GanParams(AdversarialParams):
+    """The plain GAN."""
+
+    latent_dim: Annotated[int, Range(1)] = 100
+    """dimensions of the generator's normal noise"""
+    beta1: Annotated[float, Range(0, 0.999)] = 0.5
+    """Adam's decay of the mean gradient"""
+
+
+@dataclass(frozen=True)
+class WganParams(AdversarialParams):
+    """The Wasserstein GAN; the budget counts critic steps."""
+
+    latent_dim: Annotated[int, Range(1)] = 100
+    """dimensions of the generator's normal noise"""
+    critic_steps: Annotated[int, Range(1)] = 5
+    """critic steps, a mini-batch each, before it is the generator's turn"""
+    clip: Annotated[float, POSITIVE] = 0.01
+    """largest weight of the critic"""
+    r1_weight: Annotated[float, Range(0)] = 0.0
+    """weight of a gradient penalty on real cells beside the clipping"""
+
+
+@dataclass(frozen=True)
+class FganParams(GanParams):
+    """The f-GAN."""
+
+    divergence: Literal["kl", "reverse_kl", "pearson", "jensen_shannon", "fisher_ratio"] = "jensen_shannon"
+    """the f-divergence that is minimised; fisher_ratio is the published code's loss instead"""
+
+
+@dataclass(frozen=True)
+class LshGanParams(AdversarialParams):
+    """LSH-GAN."""
+
+    neighbors: Annotated[int, Range(2)] = 5
+    """neighbours that a kept cell strikes out, the cell itself counted as one"""
+    hash_tables: Annotated[int, Range(1)] = 32
+    """hash tables; more find more neighbours"""
+    hash_bits: Annotated[int, Range(1, 64)] = 8
+    """random projections of a table; more find nearer neighbours"""
+    generate_from: Literal["mixed", "noise"] = "mixed"
+    """input of the generator when cells are drawn: noise with kept cells among it as in training, or noise alone"""
+
+
+@dataclass(frozen=True)
+class VaeParams(BaselineParams):
+    """The plain variational autoencoder."""
+
+    latent_dim: Annotated[int, Range(1)] = 20
+    """dimensions of the latent space"""
+    encoder_hidden: tuple[int, ...] = (256, 256)
+    """hidden layers of the encoder, one at least"""
+    decoder_hidden: tuple[int, ...] = (256, 256)
+    """hidden layers of the decoder"""
+    lr: Annotated[float, POSITIVE] = 1e-3
+    """learning rate (Adam)"""
+    likelihood: Literal["normal", "squared_error"] = "normal"
+    """normal: values vary about the decoder's mean by a learnt variance of each gene, and so do generated ones;
+    squared_error: the published loss, and generated cells are the decoder's means"""
+    reduce: Literal["sum", "mean"] = "sum"
+    """over genes and over latent dimensions; sums make the evidence lower bound, by means the posterior collapses"""
+    warmup: Annotated[int, Range(0)] = 1000
+    """steps over which the weight of the Kullback-Leibler term rises from 0 to 1"""
+
+
+@dataclass(frozen=True)
+class ScganParams(BaselineParams):
+    """scGAN; the budget counts critic steps."""
+
+    latent_dim: Annotated[int, Range(1)] = 128
+    """dimensions of the generator's normal noise"""
+    generator_hidden: tuple[int, ...] = (256, 512)
+    """hidden layers of the generator"""
+    critic_hidden: tuple[int, ...] = (512, 256)
+    """hidden layers of the critic"""
+    generator_lr: Annotated[float, POSITIVE] = 1e-3
+    """learning rate of the generator (AMSGrad)"""
+    critic_lr: Annotated[float, POSITIVE] = 1e-3
+    """learning rate of the critic (AMSGrad)"""
+    critic_steps: Annotated[int, Range(1)] = 5
+    """critic steps, a mini-batch each, before it is the generator's turn"""
+    penalty: Annotated[float, Range(0)] = 10.0
+    """weight of the gradient penalty"""
+    ema_decay: Annotated[float, Range(0, 1)] = 0.99
+    """decay of the moving average of the generator's weights, from which cells are drawn; 0 takes the last ones"""
+    whole_counts: bool = True
+    """round counts before the critic, which then sees them as they are handed out"""
+
+
+@dataclass(frozen=True)
+class ScvaeParams(BaselineParams):
+    """scVAE."""
+
+    likelihood: Literal["nb", "zinb"] = "nb"
+    """of counts: negative binomial, or zero-inflated; scaled values are normal"""
+    latent_dim: Annotated[int, Range(1)] = 32
+    """dimensions of the latent space"""
+    hidden: tuple[int, ...] = (128, 128)
+    """hidden layers of the encoder, and of the decoder the other way round"""
+    lr: Annotated[float, POSITIVE] = 1e-3
+    """learning rate (Adam)"""
+    kl_weight: Annotated[float, Range(0)] = 1.0
+    """weight of the Kullback-Leibler term; 1 makes the loss the evidence lower bound"""
+    warmup: Annotated[int, Range(0)] = 300
+    """steps over which that weight rises from 0"""
+
+
+@dataclass(frozen=True)
+class ScdiffusionParams(BaselineParams):
+    """scDiffusion; the budget is that of the diffusion."""
+
+    latent_dim: Annotated[int, Range(1)] = 16
+    """dimensions of the autoencoder's latent space"""
+    autoencoder_hidden: tuple[int, ...] = (256, 128)
+    """hidden layers of the encoder, and of the decoder the other way round"""
+    autoencoder_steps: Annotated[int, Range(0)] = 3000
+    """mini-batches from which the autoencoder learns, before the diffusion"""
+    denoiser_hidden: tuple[int, ...] = (256, 128, 64)
+    """widths of the denoiser on its way down; it goes up again by the same"""
+    classifier_hidden: tuple[int, ...] = (128, 64)
+    """hidden layers of the classifier that guides"""
+    diffusion_steps: Annotated[int, Range(2)] = 200
+    """steps from a cell to noise"""
+    guidance: Annotated[float, Range(0)] = 1.0
+    """weight of the classifier's gradient; 0 draws whatever type comes"""
+    lr: Annotated[float, POSITIVE] = 1e-3
+    """learning rate (AdamW)"""
+    ema_decay: Annotated[float, Range(0, 1)] = 0.995
+    """decay of the moving average of the weights, by which cells are drawn; 0 takes the last ones"""
+
+
+BASELINES: dict[str, dict[str, BaselineParams]] = {
+    "gan": {
+        "tuned": GanParams(),
+        "paper": GanParams(
+            budget=2001, budget_in="epochs", batch_size=64, validation=0.0, generator_hidden=(32,), critic_hidden=(32,),
+            generator_lr=1e-4, critic_lr=1e-4, ema_decay=0.0, r1_weight=0.0, whole_counts=False, beta1=0.9,
+        ),
+    },
+    "wgan": {
+        "tuned": WganParams(),
+        "paper": WganParams(
+            budget=2001, budget_in="epochs", batch_size=64, validation=0.0, generator_hidden=(32,), critic_hidden=(32,),
+            generator_lr=5e-4, critic_lr=5e-4, ema_decay=0.0, r1_weight=0.0, whole_counts=False,
+        ),
+    },
+    "fgan": {
+        "tuned": FganParams(),
+        "paper": FganParams(
+            budget=2001, budget_in="epochs", batch_size=64, validation=0.0, generator_hidden=(128,),
+            critic_hidden=(128,), generator_lr=5e-4, critic_lr=5e-4, ema_decay=0.0, r1_weight=0.0, whole_counts=False,
+            beta1=0.9, divergence="fisher_ratio",
+        ),
+    },
+    "vae": {
+        "tuned": VaeParams(),
+        "paper": VaeParams(
+            budget=2001, budget_in="epochs", batch_size=64, validation=0.0, latent_dim=100, encoder_hidden=(32,),
+            decoder_hidden=(32,), lr=1e-4, likelihood="squared_error", reduce="mean", warmup=0,
+        ),
+    },
+    "lsh_gan": {
+        "tuned": LshGanParams(),
+        "paper": LshGanParams(
+            budget=20010, batch_size=64, validation=0.0, generator_hidden=(16, 16), critic_hidden=(16, 16),
+            generator_lr=1e-3, critic_lr=1e-3, critic_steps=10, generator_steps=10, ema_decay=0.0, r1_weight=0.0,
+            whole_counts=False, generate_from="noise",
+        ),
+    },
+    "scgan": {
+        "tuned": ScganParams(),
+        "paper": ScganParams(
+            budget=1000, batch_size=64, validation=0.0, latent_dim=100, generator_hidden=(256, 512, 1024),
+            critic_hidden=(512, 256), generator_lr=1e-4, critic_lr=1e-4, ema_decay=0.0, whole_counts=False,
+        ),
+    },
+    "scvae": {
+        "tuned": ScvaeParams(),
+        "paper": ScvaeParams(
+            budget=200, batch_size=64, validation=0.0, latent_dim=64, hidden=(256, 128, 64), lr=1e-4, kl_weight=0.1,
+            warmup=0,
+        ),
+    },
+    "scdiffusion": {
+        "tuned": ScdiffusionParams(),
+        "paper": ScdiffusionParams(
+            budget=200, batch_size=64, validation=0.0, autoencoder_steps=200, denoiser_hidden=(512, 256),
+            diffusion_steps=100, guidance=2.0, lr=1e-4, ema_decay=0.0,
+        ),
+    },
+    "gan_ros": {
+        "tuned": GanParams(),
+        "paper": GanParams(
+            budget=200, budget_in="epochs", batch_size=64, validation=0.0, generator_hidden=(32,), critic_hidden=(32,),
+            generator_lr=1e-4, critic_lr=1e-4, ema_decay=0.0, r1_weight=0.0, whole_counts=False, beta1=0.9,
+        ),
+    },
+    "vae_ros": {
+        "tuned": VaeParams(),
+        "paper": VaeParams(
+            budget=200, budget_in="epochs", batch_size=64, validation=0.0, latent_dim=100, encoder_hidden=(32,),
+            decoder_hidden=(32,), lr=1e-4, likelihood="squared_error", reduce="sum", warmup=0,
+        ),
+    },
+}  # fmt: skip
+"""presets of each baseline; `paper` has the published settings"""

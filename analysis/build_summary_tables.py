@@ -25,7 +25,7 @@ from common.evaluation import ALL
 from common.metrics.catalogue import METRICS, Family
 from common.results import read_results, summarise
 from common.run import atomic, write_table
-from common.summary import NOTHING, cell_parts, decimals_of, label_of, order_methods, order_metrics
+from common.summary import NOTHING, cell_parts, decimals_of, label_of, markdown_table, order_methods, order_metrics
 from config import RESULTS_DIR
 
 ARROWS = {"lower": "↓", "higher": "↑", "near": "≈"}
@@ -186,9 +186,6 @@ def _body(summary: pd.DataFrame) -> list[tuple[str, list[tuple[tuple[str, str, s
 def as_markdown(summary: pd.DataFrame) -> str:
     """Return a table of `fill_gaps` as Markdown."""
 
-    def line(fields: Sequence[str]) -> str:
-        return f"| {' | '.join(fields)} |"
-
     def escape(text: str) -> str:
         return re.sub(r"([\\`*_<>|\[\]])", r"\\\1", text)
 
@@ -198,13 +195,14 @@ def as_markdown(summary: pd.DataFrame) -> str:
         return (f"**{text}**" if is_best else text) + (f" ({gap})" if gap else "")
 
     metrics = summary["metric"].unique()
-    lines = [line(["method", *(escape(head_of(m)) for m in metrics)]), line(["---"] + ["---:"] * len(metrics))]
+    lines: list[list[str]] = []
     body = _body(summary)
     for i, (method, cells) in enumerate(body):
         if method in PURE_CONTROLS and (i == 0 or body[i - 1][0] not in PURE_CONTROLS):
-            lines.append(line(["*controls*"] + [""] * len(metrics)))
-        lines.append(line([escape(method), *(cell(*parts) for parts in cells)]))
-    return f"{escape(_caption(summary))}\n\n" + "\n".join(lines) + "\n"
+            lines.append(["*controls*"] + [""] * len(metrics))
+        lines.append([escape(method), *(cell(*parts) for parts in cells)])
+    head = ["method", *(escape(head_of(m)) for m in metrics)]
+    return f"{escape(_caption(summary))}\n\n{markdown_table(head, lines)}"
 
 
 def as_latex(summary: pd.DataFrame) -> str:

@@ -75,7 +75,7 @@ def judge_runs(
         step, total = i * (1 + len(controls)), len(folders) * (1 + len(controls))
         report("judging", step, total)
         rows = judge(run)
-        ids.add(_record(run, rows, path))
+        ids.add(record_run(run, rows, path))
         for j, (name, generator) in enumerate(controls.items(), start=1):
             report("judging", step + j, total)
             control = replace(run, method=name, seeds=None, params={})
@@ -87,9 +87,9 @@ def judge_runs(
                 drawn = generator.sample(model, run.train.n_obs, seed=run.seed)
             except UserError as error:
                 errors.print(f"[yellow]note:[/] {name} is a gap in the table: {escape(str(error))}", soft_wrap=True)
-                ids.add(_record(control, rows.assign(value=np.nan), path))
+                ids.add(record_run(control, rows.assign(value=np.nan), path))
             else:
-                ids.add(_record(control, judge(replace(control, synthetic=drawn)), path))
+                ids.add(record_run(control, judge(replace(control, synthetic=drawn)), path))
         report("judging", total if i + 1 == len(folders) else step + len(controls), total)
     table = read_results(path, made_by="the same command")
     return table[pd.MultiIndex.from_frame(table[KEYS]).isin(ids)]
@@ -99,8 +99,8 @@ def _key(run: Run) -> tuple:
     return tuple(getattr(run, column) for column in KEYS)
 
 
-def _record(run: Run, rows: pd.DataFrame, path: Path) -> tuple:
-    """Write the rows of a run, and return what identifies them."""
+def record_run(run: Run, rows: pd.DataFrame, path: Path) -> tuple:
+    """Write the rows of a run, columns group, metric, n and value, into a table; return what identifies them there."""
     given = {"leakage": run.params.get("leakage", np.nan)}  # what experiments vary
     record(path, rows.assign(**dict(zip(KEYS, _key(run), strict=True)), **given))
     return _key(run)

@@ -1,12 +1,14 @@
 """The building block of every network here."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from torch import nn
 
 
-def mlp(n_in: int, hidden: Sequence[int], n_out: int, *, norm: bool = True) -> nn.Sequential:
-    """Stack linear layers with SiLU between them, and LayerNorm before each SiLU if `norm`.
+def mlp(
+    n_in: int, hidden: Sequence[int], n_out: int, *, norm: bool = True, activation: Callable[[], nn.Module] = nn.SiLU
+) -> nn.Sequential:
+    """Stack linear layers with an activation between them, and LayerNorm before each activation if `norm`.
 
     Shapes: (n_rows, n_in) -> (n_rows, n_out).
     """
@@ -15,6 +17,6 @@ def mlp(n_in: int, hidden: Sequence[int], n_out: int, *, norm: bool = True) -> n
         layers.append(nn.Linear(n_in, width))
         if norm:
             layers.append(nn.LayerNorm(width))
-        layers.append(nn.SiLU())
+        layers.append(activation())
         n_in = width
     return nn.Sequential(*layers, nn.Linear(n_in, n_out))

@@ -91,10 +91,15 @@ def identify(folder: Path) -> tuple[str, str, int, str]:
     record = read_record(folder)
     return (
         record["dataset"],
-        f"holdout {record['holdout']:g}, {record['genes']} genes",
+        describe_split(record["holdout"], record["genes"]),
         record["seed"],
         record["method"],
     )
+
+
+def describe_split(holdout: float, n_genes: int) -> str:
+    """Return how tables name a split."""
+    return f"holdout {holdout:g}, {n_genes} genes"
 
 
 def load_run(folder: Path) -> Run:
@@ -128,6 +133,6 @@ def load_run(folder: Path) -> Run:
     dataset, split, seed, method = identify(folder)
     return Run(
         folder=folder, dataset=dataset, method=method, seed=seed, split=split, params=record["params"],
-        rare_threshold=record["params"].get("rare_threshold"), train=real[~is_held].copy(), held=real[is_held].copy(),
-        synthetic=synthetic, seeds=seeds,
+        rare_threshold=record["params"].get("rare_threshold", record.get("rare_threshold")),
+        train=real[~is_held].copy(), held=real[is_held].copy(), synthetic=synthetic, seeds=seeds,
     )  # fmt: skip

@@ -1,6 +1,6 @@
 """Means over seeds as a person reads them: methods as rows, controls last; metrics as columns; no gap hidden."""
 
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Sequence
 
 import numpy as np
 import pandas as pd
@@ -83,6 +83,12 @@ def show(rows: pd.DataFrame, *, controls: Collection[str]) -> None:
             texts = (text_of(by_cell.get((method, m)), decimals[m]) for m in metrics)
             table.add_row(escape(method + role), *texts)
         console.print(table)
+
+
+def markdown_table(head: Sequence[str], body: Sequence[Sequence[str]]) -> str:
+    """Return a Markdown table, names on the left and numbers on the right; what is special in Markdown is so here."""
+    lines = [head, ["---"] + ["---:"] * (len(head) - 1), *body]
+    return "\n".join(f"| {' | '.join(fields)} |" for fields in lines) + "\n"
 
 
 def text_of(row: pd.Series | None, decimals: int) -> str:

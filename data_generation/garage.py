@@ -21,9 +21,19 @@ from anndata import AnnData
 from rich.markup import escape
 from rich.table import Table
 
-from common.cli import console, errors, progress_bar, run_script
-from common.data import CellSource, load_cells, select_genes, split_cells
+from common.cli import console, progress_bar, run_script
+from common.data import CellSource
 from common.errors import UserError
+from common.generation import (
+    check_seed,
+    folder_of,
+    load_split,
+    preset_of,
+    print_notes,
+    record_of,
+    report_cells,
+    write_held,
+)
 from common.run import (
     ResumableRun,
     Stopwatch,
@@ -35,7 +45,7 @@ from common.run import (
     write_table,
     write_tensors,
 )
-from config import RESULTS_DIR, SEED, GarageParams, PaperParams
+from config import SEED, GarageParams, PaperParams
 from data_generation import paper_gan
 from data_generation.model import Device, Garage, check_proportions, choose_device, fit, load, sample
 
@@ -79,11 +89,7 @@ class Args(Generic[P]):
 
 def parse(argv: Sequence[str]) -> Args[GarageParams] | Args[PaperParams]:
     """Read the command line; the preset decides which hyperparameters there are."""
-    preset = "garage"
-    for i, word in enumerate(argv):
-        if word.startswith("--preset"):
-            preset = word.partition("=")[2] or (argv[i + 1] if i + 1 < len(argv) else "")
-    kind = Args[PaperParams] if preset == "paper" else Args[GarageParams]
+    kind = Args[PaperParams] if preset_of(argv, "garage") == "paper" else Args[GarageParams]
     args: Any = tyro.cli(kind, args=list(argv), prog="garage.py", config=(tyro.conf.OmitArgPrefixes,))
     return args
 
@@ -112,16 +118,6 @@ def _composition(args: Args, types: list[str]) -> dict[str, float] | None:
     return proportions
 
 
-def _load(args: Args) -> tuple[AnnData, AnnData | None]:
-    """Load and split the cells; genes are chosen on the training cells only."""
-    cells = load_cells(replace(args.source, n_top_genes=None))
-    cells, held = split_cells(cells, args.holdout, args.seed)
-    if args.source.n_top_genes is not None:
-        genes = select_genes(cells, args.source.n_top_genes)
-        cells = cells[:, genes].copy()
-    return cells, held
-
-
 def _identity(cells: AnnData, args: Args, params: GarageParams | PaperParams) -> dict[str, Any]:
     X = cells.X.tocsr()
     names = "\n".join([*cells.obs_names, *cells.var_names, *cells.obs["cell_type"].astype(str)])
@@ -129,30 +125,6 @@ def _identity(cells: AnnData, args: Args, params: GarageParams | PaperParams) ->
     return {
         "data": data, "scale": cells.uns["scale"], "seed": args.seed, "preset": args.preset, "parameters": repr(params),
     }  # fmt: skip
-
-
-def _absolute(source: dict[str, Any]) -> dict[str, Any]:
-    """Make paths absolute, so that the cells are found again from any folder."""
-    return {name: str(value.resolve()) if isinstance(value, Path) else value for name, value in source.items()}
-
-
-def _report_data(cells: AnnData, held: AnnData | None) -> None:
-    types = cells.obs["cell_type"].nunique()
-    from_whom = {"authors": "the authors' labels", "leiden": "Leiden clusters"}.get(
-        cells.uns["labels_from"], cells.uns["labels_from"]
-    )
-    kept_away = "" if held is None else f"; {held.n_obs} cells held out"
-    console.print(
-        f"{escape(cells.uns['dataset'])}: {cells.n_obs} cells x {cells.n_vars} genes on the scale "
-        f"[bold]{cells.uns['scale']}[/], {types} types ({escape(from_whom)}){kept_away}",
-        soft_wrap=True,
-    )
-    _print_notes(cells.uns["notes"])
-
-
-def _print_notes(notes: list[str]) -> None:
-    for note in notes:
-        errors.print(f"[yellow]note:[/] {escape(note)}", soft_wrap=True)
 
 
 def _summary(model: Garage, drawn: AnnData) -> Table:
@@ -224,45 +196,40 @@ def _warn_of_hours(cells: AnnData, params: PaperParams) -> None:
     start = time.perf_counter()
     trial.iterate()
     hours = (time.perf_counter() - start) * params.iterations / 3600
-    _print_notes([f"preset paper on a CPU: its {params.iterations} iterations will take about {hours:.1f} hours"])
+    print_notes([f"preset paper on a CPU: its {params.iterations} iterations will take about {hours:.1f} hours"])
 
 
 def _train_and_draw(args: Args, argv: list[str]) -> None:
     """Learn from the cells, draw, and write the run's folder."""
     clock = Stopwatch()
     with clock.stage("loading"):
-        cells, held = _load(args)
+        cells, held = load_split(args.source, args.holdout, args.seed)
     params = args.params
     if params.rare_threshold is None:
         params = replace(params, rare_threshold=cells.uns.get("rare_threshold"))
     device = choose_device(args.device)  # tells before training
     name = args.name or args.preset
-    folder = args.out or RESULTS_DIR / "synthetic" / cells.uns["dataset"] / name / f"seed{args.seed}"
+    folder = folder_of(args.out, cells.uns["dataset"], name, args.seed)
     _composition(args, sorted(cells.obs["cell_type"].astype(str).unique()))
     check_writable(folder)
-    _report_data(cells, held)
+    report_cells(cells, held)
     run = ResumableRun(folder, _identity(cells, args, params), resume=args.resume)
     if isinstance(params, PaperParams) and device.type == "cpu":
         _warn_of_hours(cells, params)
     with progress_bar() as report:
         model = fit(cells, params, seed=args.seed, device=args.device, report=report, run=run, clock=clock)
-    _print_notes(model.notes)
+    print_notes(model.notes)
     with clock.stage("sampling"):
         drawn = _draw(args, model, folder)
     assert model.seeds is not None and model.losses is not None
     write_table(folder / "seeds.csv", model.seeds)
     write_table(folder / "losses.csv", model.losses)
-    if held is not None:
-        write_table(folder / "heldout.csv", held.obs[["cell_type"]].rename_axis("cell").reset_index())
+    write_held(folder, held)
     write_tensors(folder / "model.pt", model.content())
-    write_json(folder / "run.json", {
-        "argv": argv, "source": _absolute(asdict(args.source)),
-        "dataset": model.dataset, "method": name, "preset": args.preset, "scale": model.scale,
-        "labels_from": cells.uns["labels_from"],
-        "sha256": cells.uns["sha256"], "seed": args.seed, "holdout": args.holdout, "params": asdict(params),
-        "cells": cells.n_obs, "genes": cells.n_vars, "attention_accuracy": model.accuracy,
-        "notes": [*cells.uns["notes"], *model.notes], **environment(model.device), "stages": clock.stages,
-    })  # fmt: skip
+    write_json(folder / "run.json", record_of(
+        cells, args.source, argv=argv, method=name, preset=args.preset, seed=args.seed, holdout=args.holdout,
+        params=asdict(params), notes=model.notes, device=model.device, clock=clock, attention_accuracy=model.accuracy,
+    ))  # fmt: skip
     run.forget()
     console.print(_summary(model, drawn))
     judged = "held-back" if params.gat_validation else "training"
@@ -277,8 +244,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Run the script."""
     argv = list(sys.argv[1:] if argv is None else argv)
     args = parse(argv)
-    if not 0 <= args.seed < 2**32:
-        raise UserError(f"--seed is {args.seed}: give a number from 0 to {2**32 - 1}")
+    check_seed(args.seed)
     torch.use_deterministic_algorithms(True, warn_only=True)
     if args.from_ is not None:
         _draw_more(args, argv)

@@ -23,6 +23,7 @@ from anndata import AnnData
 from scipy import sparse
 
 import common.run
+from common import generation
 from common.data import CellSource
 from config import GarageParams, PaperParams
 from data_generation import garage
@@ -237,7 +238,7 @@ def test_reading_does_not_change_the_number_of_threads(h5ad, tmp_path, monkeypat
 
 
 def test_default_folder(h5ad, tmp_path, monkeypatch):
-    monkeypatch.setattr(garage, "RESULTS_DIR", tmp_path)
+    monkeypatch.setattr(generation, "RESULTS_DIR", tmp_path)
     garage.main([*TINY, "--input", str(h5ad)])
     assert names(tmp_path / "synthetic" / "toy" / "garage" / "seed1") == CONTRACT
 
@@ -275,7 +276,7 @@ def test_preset_paper(finished_paper, h5ad, tmp_path, monkeypatch):
     assert record(finished_paper)["params"]["generator_hidden"] == [16, 14]
     again = run(tmp_path / "again", h5ad, *TINY_PAPER, tiny=[])
     assert result(again) == result(finished_paper)
-    monkeypatch.setattr(garage, "RESULTS_DIR", tmp_path)
+    monkeypatch.setattr(generation, "RESULTS_DIR", tmp_path)
     garage.main([*TINY_PAPER, "--input", str(h5ad)])
     assert names(tmp_path / "synthetic" / "toy" / "paper" / "seed1") == CONTRACT
 
@@ -372,7 +373,7 @@ def test_rare_threshold_of_a_data_set_is_the_default(tmp_path, monkeypatch):
         cells.uns.update(scale="counts", dataset="toy", labels_from="authors", sha256={}, notes=[], rare_threshold=18)
         return cells
 
-    monkeypatch.setattr(garage, "load_cells", toy_as_data_set)
+    monkeypatch.setattr(generation, "load_cells", toy_as_data_set)
     garage.main([*TINY, "--out", str(tmp_path / "a")])
     assert record(tmp_path / "a")["params"]["rare_threshold"] == 18
     seeds = table(tmp_path / "a", "seeds.csv")
@@ -553,7 +554,7 @@ def test_drawing_again_gives_the_same_cells(request, tmp_path, which):
 
 def test_drawing_does_not_train(finished, tmp_path, monkeypatch):
     monkeypatch.setattr(garage, "fit", None)
-    monkeypatch.setattr(garage, "load_cells", None)
+    monkeypatch.setattr(generation, "load_cells", None)
     moved = shutil.copytree(finished, tmp_path / "moved")
     garage.main(["--from", str(moved), "--n-cells", "5", "--fractions"])
     drawn = moved / "drawn_seed42"

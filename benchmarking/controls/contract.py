@@ -1,6 +1,6 @@
 """The contract of a generator (`data_generation.model`), kept once: a control only says how to draw a type."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -47,16 +47,22 @@ class Frame:
         UserError
             If n_cells is not positive, or there is no such type.
         """
-        if n_cells < 1:
-            raise UserError(f"{n_cells} cells cannot be drawn: give at least 1")
-        names = list(self.type_sizes)
-        if cell_type is not None:
-            check_proportions({cell_type: 1.0}, names)
-            names = [cell_type]
+        self.check(n_cells, cell_type)
+        names = list(self.type_sizes) if cell_type is None else [cell_type]
         quota = compose(np.array([self.type_sizes[name] for name in names]), n_cells)
         # converted one by one, so that one type at most is dense
         parts = [sp.csr_matrix(draw(name, n), dtype=np.float32) for name, n in zip(names, quota.tolist(), strict=True)]
-        types = np.repeat(names, [part.shape[0] for part in parts])
+        return self.assemble(parts, np.repeat(names, [part.shape[0] for part in parts]))
+
+    def check(self, n_cells: int, cell_type: str | None) -> None:
+        """Refuse a number of cells that is not positive, and a type that is not there."""
+        if n_cells < 1:
+            raise UserError(f"{n_cells} cells cannot be drawn: give at least 1")
+        if cell_type is not None:
+            check_proportions({cell_type: 1.0}, list(self.type_sizes))
+
+    def assemble(self, parts: Sequence[sp.csr_matrix], types: np.ndarray) -> AnnData:
+        """Return synthetic cells, given their expression in parts and their types, shape (n_cells,)."""
         obs = pd.DataFrame(
             {"cell_type": pd.Categorical(types, categories=list(self.type_sizes))},
             index=[f"synthetic_{i}" for i in range(len(types))],

@@ -4,9 +4,9 @@ import math
 from dataclasses import dataclass
 from typing import Literal, get_args
 
-Family = Literal["fidelity", "utility", "privacy", "clustering", "published"]
+Family = Literal["fidelity", "utility", "privacy", "clustering", "published", "cost"]
 FAMILIES: tuple[Family, ...] = get_args(Family)[:4]
-"""what `analysis/evaluate.py` computes; the published measures have scripts of their own"""
+"""what `common.evaluation.evaluate` computes; the published measures have scripts of their own, costs are measured"""
 
 ALL, RARE, SEEDS, OTHERS, HELD = "all cells", "rare cells", "seed cells", "other training cells", "held-out cells"
 """groups of cells that a value is about; others are cell types"""
@@ -77,5 +77,7 @@ METRICS: dict[str, Metric] = {
     "w1_genes_divided": Metric(
         "W1, genes, divided by cells", "published", "lower", 0, 0, math.inf, "published formula"
     ),
+    "training_seconds": Metric("training, s", "cost", "lower", 0, 0, math.inf, "wall clock"),
+    "sampling_seconds": Metric("sampling, s", "cost", "lower", 0, 0, math.inf, "wall clock"),
 }
 """in the order of a table"""

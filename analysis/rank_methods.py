@@ -1,0 +1,145 @@
+"""Places: each method's mean rank over the metrics of a family, and over families (paper, "Results").
+
+For every data set, seed and metric, methods are ranked by how far they fall short of the metric's ideal; ties share
+their mean rank, and a method without a value comes last. Metrics of a family weigh alike, and so do families. Controls
+do not compete: theirs is the rank that they would have among the others.
+
+Run:    python analysis/rank_methods.py
+Reads:  results/tables/benchmark.csv, or any long table (--table)
+Writes: results/tables/ranks.csv: dataset ("all" for the mean over data sets), split, method, family ("all" for the mean
+        over families), mean, sd and seeds; ranks.md, a table of it
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import tyro
+
+from benchmarking.controls import PURE_CONTROLS
+from common.cli import console, run_script
+from common.errors import UserError
+from common.metrics.catalogue import ALL, METRICS, Family
+from common.results import read_results
+from common.run import atomic, write_table
+from common.summary import markdown_table, order_methods
+from config import RESULTS_DIR
+
+EVERY = "all"
+
+
+@dataclass(frozen=True)
+class Args:
+    """Mean ranks of methods."""
+
+    table: Path = RESULTS_DIR / "tables" / "benchmark.csv"
+    """long table of results"""
+    group: str = ALL
+    """group of cells: all cells, rare cells, or a type"""
+    families: tuple[Family, ...] = ("fidelity", "utility", "privacy")
+    """kinds of metrics"""
+    out: Path = RESULTS_DIR / "tables"
+    """folder to write to"""
+
+
+@run_script
+def main(argv: Sequence[str] | None = None) -> None:
+    """Read, rank, write."""
+    args: Args = tyro.cli(Args, args=argv, description=__doc__, config=(tyro.conf.OmitArgPrefixes,))
+    table = read_results(args.table, made_by="python benchmarking/run_benchmark.py")
+    ranks = summarise_ranks(rank(table[table["group"] == args.group], args.families))
+    if ranks.empty:
+        raise UserError(f"{args.table} has no metric of {args.group} in {', '.join(args.families)}: choose others")
+    write_table(args.out / "ranks.csv", ranks)
+    with atomic(args.out / "ranks.md") as part:
+        part.write_text(as_markdown(ranks, args.group))
+    console.print(f"wrote {args.out / 'ranks.csv'} and .md", soft_wrap=True)
+
+
+def rank(table: pd.DataFrame, families: Sequence[Family]) -> pd.DataFrame:
+    """Rank methods on every data set and seed.
+
+    Parameters
+    ----------
+    table
+        Of one group of cells, with the columns `common.results.COLUMNS`.
+
+    Returns
+    -------
+    Columns dataset, split, seed, method, family ("all" for the mean over families) and rank, 1 for the best.
+    """
+    table = table[table["metric"].map(lambda name: name in METRICS and not np.isnan(METRICS[name].ideal))]
+    table = table.assign(family=table["metric"].map(lambda name: METRICS[name].family))
+    table = table[table["family"].isin(families)]
+    by = ["dataset", "split", "seed", "family", "metric"]
+    found = []
+    for key, rows in table.groupby(by, sort=False):
+        if rows["value"].isna().all():  # nobody can have a value here
+            continue
+        shortfall = rows.set_index("method")["value"].map(METRICS[str(key[-1])].shortfall).fillna(np.inf)
+        # of methods that this seed has, but not this metric: they failed
+        shortfall = shortfall.reindex(_methods_of(table, key), fill_value=np.inf)
+        ranks = place(shortfall, [name for name in shortfall.index if name in PURE_CONTROLS])
+        found.append(pd.DataFrame(dict(zip(by, key, strict=True)), ranks.index).assign(rank=ranks))
+    if not found:
+        return pd.DataFrame(columns=["dataset", "split", "seed", "method", "family", "rank"])
+    ranks = pd.concat(found).rename_axis("method").reset_index()
+    by_family = ranks.groupby(["dataset", "split", "seed", "method", "family"])["rank"].mean().reset_index()
+    over_all = by_family.groupby(["dataset", "split", "seed", "method"])["rank"].mean().reset_index()
+    return pd.concat([by_family, over_all.assign(family=EVERY)], ignore_index=True)
+
+
+def _methods_of(table: pd.DataFrame, key: tuple) -> pd.Index:
+    same = (table[["dataset", "split", "seed"]] == key[:3]).all(axis=1)
+    return pd.Index(table.loc[same, "method"].unique())
+
+
+def place(shortfall: pd.Series, controls: Sequence[str]) -> pd.Series:
+    """Return each method's rank, ties sharing their mean; a control's is the one it would have among the others."""
+    own = shortfall.drop(list(controls))
+    ranks = own.rank()
+    for name in controls:
+        ranks[name] = pd.concat([own, shortfall[[name]]]).rank()[name]
+    return ranks
+
+
+def summarise_ranks(ranks: pd.DataFrame) -> pd.DataFrame:
+    """Mean and standard deviation over seeds, for each data set and for the mean over data sets."""
+    over_sets = ranks.groupby(["seed", "method", "family"])["rank"].mean().reset_index()
+    both = pd.concat([ranks, over_sets.assign(dataset=EVERY, split="")])
+    by = ["dataset", "split", "method", "family"]
+    return both.groupby(by, sort=False)["rank"].agg(mean="mean", sd="std", seeds="count").reset_index()
+
+
+def as_markdown(ranks: pd.DataFrame, group: str) -> str:
+    """Return one table: methods by their mean rank over data sets, controls last; families, then data sets."""
+    means = ranks.set_index(["dataset", "family", "method"])
+    over_all = ranks[(ranks["dataset"] == EVERY) & (ranks["family"] == EVERY)].set_index("method")["mean"]
+    own = over_all.drop([name for name in over_all.index if name in PURE_CONTROLS]).sort_values()
+    datasets = [name for name in ranks["dataset"].unique() if name != EVERY]
+    columns = {family: (EVERY, family) for family in (EVERY, *(f for f in ranks["family"].unique() if f != EVERY))}
+    columns |= {name: (name, EVERY) for name in datasets}
+
+    def cell(method: str, column: tuple[str, str]) -> str:
+        if (*column, method) not in means.index:
+            return "—"
+        row = means.loc[(*column, method)]
+        return f"{row['mean']:.1f}" + ("" if np.isnan(row["sd"]) else f" ± {row['sd']:.1f}")
+
+    controls = [name for name in order_methods(over_all.index, PURE_CONTROLS) if name in PURE_CONTROLS]
+    body = [[name, *(cell(name, column) for column in columns.values())] for name in own.index]
+    if controls:
+        body.append(["*controls*", *[""] * len(columns)])
+    body += [[name, *(cell(name, column) for column in columns.values())] for name in controls]
+    seeds = ranks.loc[ranks["dataset"] != EVERY, "seeds"].max()
+    caption = (
+        f"Mean rank of {len(own)} methods, {group}, 1 is best: mean ± sd over {seeds} seeds. `{EVERY}`: families weigh "
+        "alike; right of the families, each data set. Controls do not compete."
+    )
+    return f"{caption}\n\n" + markdown_table(["method", *columns], body)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""General generative models as baselines, each with a TensorFlow-1 reference beside it."""

@@ -1,0 +1,97 @@
+"""What the script of every generator does beside its method: real cells in and split, its folder, its record."""
+
+from collections.abc import Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from anndata import AnnData
+from rich.markup import escape
+
+from common.cli import console, errors
+from common.data import CellSource, load_cells, select_genes, split_cells
+from common.errors import UserError
+from common.run import Stopwatch, environment, write_table
+from config import RESULTS_DIR
+
+
+def preset_of(argv: Sequence[str], default: str) -> str:
+    """Find the preset in a command line, before it is parsed: the preset decides what hyperparameters there are."""
+    preset = default
+    for i, word in enumerate(argv):
+        if word.startswith("--preset"):
+            preset = word.partition("=")[2] or (argv[i + 1] if i + 1 < len(argv) else "")
+    return preset
+
+
+def check_seed(seed: int) -> None:
+    """Refuse a seed that a random number generator would."""
+    if not 0 <= seed < 2**32:
+        raise UserError(f"--seed is {seed}: give a number from 0 to {2**32 - 1}")
+
+
+def load_split(source: CellSource, holdout: float, seed: int) -> tuple[AnnData, AnnData | None]:
+    """Load and split the cells; genes are chosen on the training cells only.
+
+    Returns
+    -------
+    Training cells, and held-out cells with all genes (None if the share is 0).
+    """
+    cells = load_cells(replace(source, n_top_genes=None))
+    cells, held = split_cells(cells, holdout, seed)
+    if source.n_top_genes is not None:
+        cells = cells[:, select_genes(cells, source.n_top_genes)].copy()
+    return cells, held
+
+
+def report_cells(cells: AnnData, held: AnnData | None) -> None:
+    """Say what was loaded, and what is odd about it."""
+    types = cells.obs["cell_type"].nunique()
+    from_whom = {"authors": "the authors' labels", "leiden": "Leiden clusters"}.get(
+        cells.uns["labels_from"], cells.uns["labels_from"]
+    )
+    kept_away = "" if held is None else f"; {held.n_obs} cells held out"
+    console.print(
+        f"{escape(cells.uns['dataset'])}: {cells.n_obs} cells x {cells.n_vars} genes on the scale "
+        f"[bold]{cells.uns['scale']}[/], {types} types ({escape(from_whom)}){kept_away}",
+        soft_wrap=True,
+    )
+    print_notes(cells.uns["notes"])
+
+
+def print_notes(notes: Sequence[str]) -> None:
+    """Show sentences that a user should know of."""
+    for note in notes:
+        errors.print(f"[yellow]note:[/] {escape(note)}", soft_wrap=True)
+
+
+def folder_of(out: Path | None, dataset: str, name: str, seed: int) -> Path:
+    """Return the folder of a run: what --out says, otherwise the method's own."""
+    return out or RESULTS_DIR / "synthetic" / dataset / name / f"seed{seed}"
+
+
+def write_held(folder: Path, held: AnnData | None) -> None:
+    """Write the names of held-out cells, if there are any, to heldout.csv."""
+    if held is not None:
+        write_table(folder / "heldout.csv", held.obs[["cell_type"]].rename_axis("cell").reset_index())
+
+
+def record_of(
+    cells: AnnData, source: CellSource, *, argv: list[str], method: str, preset: str, seed: int, holdout: float,
+    params: dict[str, Any], notes: Sequence[str], device: torch.device, clock: Stopwatch, **facts: Any,
+) -> dict[str, Any]:  # fmt: skip
+    """Return what run.json holds, by which the run can be judged and repeated; `facts` are the method's own."""
+    return {
+        "argv": argv, "source": _absolute(asdict(source)),
+        "dataset": cells.uns["dataset"], "method": method, "preset": preset, "scale": cells.uns["scale"],
+        "labels_from": cells.uns["labels_from"], "rare_threshold": cells.uns.get("rare_threshold"),
+        "sha256": cells.uns["sha256"], "seed": seed, "holdout": holdout,
+        "params": params, "cells": cells.n_obs, "genes": cells.n_vars, **facts,
+        "notes": [*cells.uns["notes"], *notes], **environment(device), "stages": clock.stages,
+    }  # fmt: skip
+
+
+def _absolute(source: dict[str, Any]) -> dict[str, Any]:
+    """Make paths absolute, so that the cells are found again from any folder."""
+    return {name: str(value.resolve()) if isinstance(value, Path) else value for name, value in source.items()}
