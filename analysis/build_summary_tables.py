@@ -25,7 +25,17 @@ from common.evaluation import ALL
 from common.metrics.catalogue import METRICS, Family
 from common.results import read_results, summarise
 from common.run import atomic, write_table
-from common.summary import NOTHING, cell_parts, decimals_of, label_of, markdown_table, order_methods, order_metrics
+from common.summary import (
+    NOTHING,
+    UNTOLD_NOTE,
+    cell_parts,
+    decimals_of,
+    label_of,
+    mark_untold,
+    markdown_table,
+    order_methods,
+    order_metrics,
+)
 from config import RESULTS_DIR
 
 ARROWS = {"lower": "↓", "higher": "↑", "near": "≈"}
@@ -33,6 +43,7 @@ LATEX = {
     "\\": r"\textbackslash{}", "{": r"\{", "}": r"\}", "$": r"\$", "&": r"\&", "#": r"\#", "_": r"\_", "%": r"\%",
     "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "<": r"\textless{}", ">": r"\textgreater{}",
     "|": r"\textbar{}",
+    "†": r"$^\dagger$",
     "±": r"$\pm$", "↓": r"$\downarrow$", "↑": r"$\uparrow$", "≈": r"$\approx$", "²": r"\textsuperscript{2}", "—": "---",
 }  # fmt: skip
 
@@ -113,7 +124,7 @@ def fill_gaps(rows: pd.DataFrame, group: str, metrics: Sequence[str]) -> pd.Data
 
     Returns
     -------
-    Columns as of `common.results.summarise`, methods in the order of a table, controls last.
+    Columns as of `common.results.summarise` and labels, methods in the order of a table, controls last.
     """
     every = pd.MultiIndex.from_product(
         [order_methods(rows["method"], PURE_CONTROLS), metrics], names=["method", "metric"]
@@ -123,7 +134,8 @@ def fill_gaps(rows: pd.DataFrame, group: str, metrics: Sequence[str]) -> pd.Data
     found["seeds"] = found["seeds"].fillna(0).astype(int)
     found["missing"] = rows["seed"].nunique() - found["seeds"]
     found[["dataset", "split", "group"]] = [rows["dataset"].iloc[0], rows["split"].iloc[0], group]
-    return found[["dataset", "split", "group", "method", "metric", "mean", "sd", "seeds", "missing"]]
+    found["labels"] = found["method"].map(rows.groupby("method")["labels"].first()) if "labels" in rows else None
+    return found[["dataset", "split", "group", "method", "metric", "mean", "sd", "seeds", "missing", "labels"]]
 
 
 def find_best(column: pd.Series, metric: str, decimals: int) -> set[str]:
@@ -164,7 +176,7 @@ def _caption(summary: pd.DataFrame) -> str:
     return (
         f"{dataset} ({split}), {group}: mean ± sd over {n} {'seed' if n == 1 else 'seeds'}. Controls are set apart; "
         "bold: the best mean of the other methods; in brackets: seeds with a value, where some have none; "
-        f"{NOTHING}: none has."
+        f"{NOTHING}: none has." + (f" {UNTOLD_NOTE}" if (summary["labels"] == "classifier").any() else "")
     )
 
 
@@ -196,11 +208,11 @@ def as_markdown(summary: pd.DataFrame) -> str:
 
     metrics = summary["metric"].unique()
     lines: list[list[str]] = []
-    body = _body(summary)
+    body, shown = _body(summary), mark_untold(summary)
     for i, (method, cells) in enumerate(body):
         if method in PURE_CONTROLS and (i == 0 or body[i - 1][0] not in PURE_CONTROLS):
             lines.append(["*controls*"] + [""] * len(metrics))
-        lines.append([escape(method), *(cell(*parts) for parts in cells)])
+        lines.append([escape(shown[method]), *(cell(*parts) for parts in cells)])
     head = ["method", *(escape(head_of(m)) for m in metrics)]
     return f"{escape(_caption(summary))}\n\n{markdown_table(head, lines)}"
 
@@ -224,11 +236,11 @@ def as_latex(summary: pd.DataFrame) -> str:
         rf"\begin{{tabular}}{{l{'r' * len(metrics)}}}", r"\toprule",
         " & ".join(["method", *(escape(head_of(m)) for m in metrics)]) + r" \\", r"\midrule",
     ]  # fmt: skip
-    body = _body(summary)
+    body, shown = _body(summary), mark_untold(summary)
     for i, (method, cells) in enumerate(body):
         if method in PURE_CONTROLS and i > 0 and body[i - 1][0] not in PURE_CONTROLS:
             lines.append(r"\midrule")
-        lines.append(" & ".join([escape(method), *(cell(*parts) for parts in cells)]) + r" \\")
+        lines.append(" & ".join([escape(shown[method]), *(cell(*parts) for parts in cells)]) + r" \\")
     return "\n".join([*lines, r"\bottomrule", r"\end{tabular}", r"\end{table}", ""])
 
 

@@ -10,7 +10,7 @@ Writes: results/tables/ranks.csv: dataset ("all" for the mean over data sets), s
         over families), mean, sd and seeds; ranks.md, a table of it
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,7 +24,7 @@ from common.errors import UserError
 from common.metrics.catalogue import ALL, METRICS, Family
 from common.results import read_results
 from common.run import atomic, write_table
-from common.summary import markdown_table, order_methods
+from common.summary import UNTOLD, UNTOLD_NOTE, mark_untold, markdown_table, order_methods
 from config import RESULTS_DIR
 
 EVERY = "all"
@@ -49,12 +49,13 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Read, rank, write."""
     args: Args = tyro.cli(Args, args=argv, description=__doc__, config=(tyro.conf.OmitArgPrefixes,))
     table = read_results(args.table, made_by="python benchmarking/run_benchmark.py")
-    ranks = summarise_ranks(rank(table[table["group"] == args.group], args.families))
+    table = table[table["group"] == args.group]
+    ranks = summarise_ranks(rank(table, args.families))
     if ranks.empty:
         raise UserError(f"{args.table} has no metric of {args.group} in {', '.join(args.families)}: choose others")
     write_table(args.out / "ranks.csv", ranks)
     with atomic(args.out / "ranks.md") as part:
-        part.write_text(as_markdown(ranks, args.group))
+        part.write_text(as_markdown(ranks, args.group, mark_untold(table)))
     console.print(f"wrote {args.out / 'ranks.csv'} and .md", soft_wrap=True)
 
 
@@ -70,7 +71,8 @@ def rank(table: pd.DataFrame, families: Sequence[Family]) -> pd.DataFrame:
     -------
     Columns dataset, split, seed, method, family ("all" for the mean over families) and rank, 1 for the best.
     """
-    table = table[table["metric"].map(lambda name: name in METRICS and not np.isnan(METRICS[name].ideal))]
+    ideal = {name for name, metric in METRICS.items() if not np.isnan(metric.ideal)}
+    table = table[table["metric"].isin(ideal)]
     table = table.assign(family=table["metric"].map(lambda name: METRICS[name].family))
     table = table[table["family"].isin(families)]
     by = ["dataset", "split", "seed", "family", "metric"]
@@ -113,8 +115,14 @@ def summarise_ranks(ranks: pd.DataFrame) -> pd.DataFrame:
     return both.groupby(by, sort=False)["rank"].agg(mean="mean", sd="std", seeds="count").reset_index()
 
 
-def as_markdown(ranks: pd.DataFrame, group: str) -> str:
-    """Return one table: methods by their mean rank over data sets, controls last; families, then data sets."""
+def as_markdown(ranks: pd.DataFrame, group: str, shown: Mapping[str, str]) -> str:
+    """Return one table: methods by their mean rank over data sets, controls last; families, then data sets.
+
+    Parameters
+    ----------
+    shown
+        How the table names each method.
+    """
     means = ranks.set_index(["dataset", "family", "method"])
     over_all = ranks[(ranks["dataset"] == EVERY) & (ranks["family"] == EVERY)].set_index("method")["mean"]
     own = over_all.drop([name for name in over_all.index if name in PURE_CONTROLS]).sort_values()
@@ -129,14 +137,15 @@ def as_markdown(ranks: pd.DataFrame, group: str) -> str:
         return f"{row['mean']:.1f}" + ("" if np.isnan(row["sd"]) else f" ± {row['sd']:.1f}")
 
     controls = [name for name in order_methods(over_all.index, PURE_CONTROLS) if name in PURE_CONTROLS]
-    body = [[name, *(cell(name, column) for column in columns.values())] for name in own.index]
+    body = [[shown[name], *(cell(name, column) for column in columns.values())] for name in own.index]
     if controls:
         body.append(["*controls*", *[""] * len(columns)])
     body += [[name, *(cell(name, column) for column in columns.values())] for name in controls]
     seeds = ranks.loc[ranks["dataset"] != EVERY, "seeds"].max()
+    note = f" {UNTOLD_NOTE}" if any(UNTOLD in name for name in shown.values()) else ""
     caption = (
         f"Mean rank of {len(own)} methods, {group}, 1 is best: mean ± sd over {seeds} seeds. `{EVERY}`: families weigh "
-        "alike; right of the families, each data set. Controls do not compete."
+        f"alike; right of the families, each data set. Controls do not compete.{note}"
     )
     return f"{caption}\n\n" + markdown_table(["method", *columns], body)
 

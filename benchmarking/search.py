@@ -109,7 +109,7 @@ def rank_trials(rows: pd.DataFrame) -> pd.DataFrame:
     -------
     Columns method, trial, rank (mean, 1 is best) and the mean of each metric over data sets, best first.
     """
-    rows = rows[(rows["group"] == ALL) & rows["metric"].isin(JUDGED_BY)]
+    rows = rows[(rows["group"] == ALL) & rows["metric"].isin(JUDGED_BY)].reset_index(drop=True)
     rows = rows.join(rows["method"].str.extract(r"(?P<of>.+)_trial(?P<trial>\d+)"))
     shortfall = [METRICS[metric].shortfall(value) for metric, value in zip(rows["metric"], rows["value"], strict=True)]
     rows = rows.assign(shortfall=np.nan_to_num(shortfall, nan=np.inf))

@@ -52,8 +52,8 @@ def judge_runs(
 
     Returns
     -------
-    The rows of these runs and their controls, with a column leakage (NaN for whatever has none). A control that cannot
-    be fitted to the data has every value NaN.
+    The rows of these runs and their controls, with columns leakage (NaN for whatever has none) and labels
+    (`Run.labels`). A control that cannot be fitted to the data has every value NaN.
 
     Raises
     ------
@@ -78,7 +78,7 @@ def judge_runs(
         ids.add(record_run(run, rows, path))
         for j, (name, generator) in enumerate(controls.items(), start=1):
             report("judging", step + j, total)
-            control = replace(run, method=name, seeds=None, params={})
+            control = replace(run, method=name, seeds=None, params={}, labels="given")
             if _key(control) in ids or (not again and _known(path, control, rows)):
                 ids.add(_key(control))
                 continue
@@ -101,7 +101,7 @@ def _key(run: Run) -> tuple:
 
 def record_run(run: Run, rows: pd.DataFrame, path: Path) -> tuple:
     """Write the rows of a run, columns group, metric, n and value, into a table; return what identifies them there."""
-    given = {"leakage": run.params.get("leakage", np.nan)}  # what experiments vary
+    given = {"leakage": run.params.get("leakage", np.nan), "labels": run.labels}  # what experiments vary
     record(path, rows.assign(**dict(zip(KEYS, _key(run), strict=True)), **given))
     return _key(run)
 

@@ -3,7 +3,7 @@
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import anndata
 import pandas as pd
@@ -32,6 +32,8 @@ class Run:
     synthetic: AnnData
     seeds: pd.DataFrame | None
     """the table of seeds.csv, for a generator that has seeds"""
+    labels: Literal["given", "classifier"] = "given"
+    """whether the generator is told the type to make, or a classifier labels what it made"""
 
 
 def read_record(folder: Path) -> dict[str, Any]:
@@ -135,4 +137,5 @@ def load_run(folder: Path) -> Run:
         folder=folder, dataset=dataset, method=method, seed=seed, split=split, params=record["params"],
         rare_threshold=record["params"].get("rare_threshold", record.get("rare_threshold")),
         train=real[~is_held].copy(), held=real[is_held].copy(), synthetic=synthetic, seeds=seeds,
+        labels=record.get("labels", "given"),
     )  # fmt: skip

@@ -12,6 +12,8 @@ from common.metrics.catalogue import METRICS
 from common.results import summarise
 
 NOTHING = "—"
+UNTOLD = "†"
+UNTOLD_NOTE = f"{UNTOLD}: not told the cell type; a classifier trained on the training cells labels what it makes."
 ROLES = {"real_half": "floor", "all_zeros": "ceiling", "gene_wise_normal": "ceiling"}  # of a distance
 
 
@@ -25,6 +27,18 @@ def order_metrics(metrics: Iterable[str]) -> list[str]:
     """Return metrics in the order of the catalogue; those that it does not have last, by name."""
     rank = {name: i for i, name in enumerate(METRICS)}
     return sorted(set(metrics), key=lambda name: (rank.get(name, len(rank)), name))
+
+
+def mark_untold(table: pd.DataFrame) -> dict[str, str]:
+    """Return the name of each method as a table shows it: marked if its generator is not told what type to make.
+
+    Parameters
+    ----------
+    table
+        With a column method, and labels ("given" or "classifier") where that is known.
+    """
+    untold = set(table.loc[table["labels"] == "classifier", "method"]) if "labels" in table else set()
+    return {name: f"{name} {UNTOLD}" if name in untold else name for name in table["method"].unique()}
 
 
 def label_of(metric: str) -> str:

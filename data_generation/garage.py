@@ -229,6 +229,7 @@ def _train_and_draw(args: Args, argv: list[str]) -> None:
     write_json(folder / "run.json", record_of(
         cells, args.source, argv=argv, method=name, preset=args.preset, seed=args.seed, holdout=args.holdout,
         params=asdict(params), notes=model.notes, device=model.device, clock=clock, attention_accuracy=model.accuracy,
+        labels="classifier" if isinstance(params, PaperParams) else "given",
     ))  # fmt: skip
     run.forget()
     console.print(_summary(model, drawn))

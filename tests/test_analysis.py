@@ -45,7 +45,7 @@ def distances(toy_runs, tmp_path_factory):
 
 
 def test_distances_of_every_run_and_control(distances):
-    assert set(distances) == {*COLUMNS, "leakage"}
+    assert set(distances) == {*COLUMNS, "leakage", "labels"} and set(distances["labels"]) == {"given"}
     assert set(distances["method"]) == {"garage", *DEFAULT_CONTROLS}
     assert len(distances) == 2 * (1 + len(DEFAULT_CONTROLS)) * 2 * 2
     assert set(distances["metric"]) == {"mmd_pcs", "sliced_w1_pcs"}
@@ -209,7 +209,7 @@ def markdown(path):
 def test_table_in_long_form_holds_full_precision_and_gaps(results):
     build(results)
     table = pd.read_csv(results / "summary_toy.csv")
-    assert list(table) == ["dataset", "split", "group", "method", "metric", "mean", "sd", "seeds", "missing"]
+    assert list(table) == ["dataset", "split", "group", "method", "metric", "mean", "sd", "seeds", "missing", "labels"]
     assert len(table) == 4 * 2
     row = table.query("method == 'garage' and metric == 'rf_auroc_genes'").iloc[0]
     values = [0.55, 0.56, 0.54, 0.55]
@@ -217,6 +217,16 @@ def test_table_in_long_form_holds_full_precision_and_gaps(results):
     assert (row["seeds"], row["missing"]) == (4, 1)
     row = table.query("method == 'poisson' and metric == 'w1_pcs'").iloc[0]
     assert np.isnan(row["mean"]) and (row["seeds"], row["missing"]) == (0, 5)
+
+
+def test_methods_that_are_not_told_the_type_are_marked(results):
+    path = results / "evaluation.csv"
+    table = pd.read_csv(path)
+    table.assign(labels=np.where(table["method"] == "gan_1", "classifier", "given")).to_csv(path, index=False)
+    build(results)
+    caption, _, body = markdown(results / "summary_toy.md")
+    assert "†: not told the cell type" in caption and "gan\\_1 †" in body and "garage" in body
+    assert r"gan\_1 $^\dagger$ &" in (results / "summary_toy.tex").read_text()
 
 
 def test_table_in_markdown(results):
