@@ -8,7 +8,8 @@ import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from benchmarking.baseline import TrainingCells, Unconditional, train
+from benchmarking.baseline import Unconditional
+from benchmarking.training import TrainingCells, train
 from common.cli import Reporter
 from config import AdversarialParams
 

@@ -1,17 +1,10 @@
-"""What every baseline has beside its networks and losses: training values, the loop, labels, the script.
+"""What every baseline has beside its networks, losses and training: labels for its cells, and its script.
 
-All baselines are trained alike. Preset `paper` runs the published number of epochs on all training cells. Preset
-`tuned` stops by one rule, the same for every method: a tenth of each type's training cells takes no part in training;
-every `check_every` mini-batches cells are generated and compared with it (`Criterion`); training ends when `patience`
-checks in a row were no better than the best, or with the budget, and the best weights are kept.
-
-Networks see log-normalised values (`LogValues`). Those that are not told cell types are `Unconditional`.
+Generators that are not told cell types are `Unconditional`; a classifier labels what they make.
 """
 
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from copy import deepcopy
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from importlib import import_module
 from pathlib import Path
@@ -28,11 +21,12 @@ from rich.markup import escape
 from sklearn.decomposition import PCA
 from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import Pipeline, make_pipeline
-from torch import Tensor, nn
+from torch import nn
 
 from benchmarking.controls.contract import Frame
-from common.checks import drop_empty_cells, nearest
-from common.cli import Reporter, console, progress_bar, run_script
+from benchmarking.training import Draw, LogValues, TrainingCells, reproducible
+from common.checks import nearest
+from common.cli import console, progress_bar, run_script
 from common.data import CellSource
 from common.errors import UserError
 from common.generation import (
@@ -45,9 +39,7 @@ from common.generation import (
     report_cells,
     write_held,
 )
-from common.metrics.fidelity import median_squared_distance, mmd
 from common.run import Stopwatch, check_writable, write_cells, write_json, write_table, write_tensors
-from common.scale import detect_scale, to_log
 from config import BASELINES, SEED, BaselineParams
 from data_generation.model import Device, choose_device
 
@@ -61,16 +53,9 @@ METHODS = {
 """the module of each baseline, in the order of a table; imported by `load_method`"""
 
 FORMAT = "baseline-model-1"
-CHECK_CELLS = 500  # generated at each check, the same noise every time
-CHECK_PCS = 30
-CHECK_SEED = 0
 LABEL_PCS = 30  # principal components on which generated cells are labelled
 CELLS_AT_ONCE = 1000  # bounds the memory of sampling
-MOST_LOG = 15.0  # e^15 counts, more than any gene has in a cell: a network that diverges gives no infinite ones
 MOST_DRAWS = 50  # times the cells asked for: how long to wait for a type that the generator hardly makes
-
-Draw = Callable[[int], Tensor]
-"""draws cells on the scale of training, shape (n_cells, n_genes), by PyTorch's own random numbers"""
 
 
 def load_method(name: str) -> ModuleType:
@@ -84,236 +69,6 @@ def load_method(name: str) -> ModuleType:
     if name not in METHODS:
         raise UserError(f"there is no baseline '{name}', only {', '.join(METHODS)}{nearest(name, METHODS)}")
     return import_module(METHODS[name])
-
-
-@contextmanager
-def reproducible(seed: int) -> Iterator[None]:
-    """Seed PyTorch's own random numbers within a block; outside, they go on as if nothing had been."""
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
-        yield
-
-
-# -------------------------------------------------------------------------------------------- values
-
-
-@dataclass(frozen=True)
-class LogValues:
-    """The training cells on the scale on which networks learn, and the way back to the input's."""
-
-    frame: Frame
-    X: np.ndarray
-    """log1p of counts scaled to the median library size, log1p of linear values, others as they came;
-    (n_cells, n_genes)"""
-    types: np.ndarray
-    """name of each cell's type, shape (n_cells,)"""
-    sizes: np.ndarray
-    """library size of each cell, shape (n_cells,); of counts only"""
-    notes: list[str]
-
-    @classmethod
-    def of(cls, cells: AnnData) -> "LogValues":
-        """Prepare training cells; those without counts are left out.
-
-        Raises
-        ------
-        UserError
-            If there are no types, or fewer than two cells.
-        """
-        if "cell_type" not in cells.obs:
-            raise UserError("cells have no obs['cell_type']: put the cell types there")
-        X = sp.csr_matrix(cells.X, dtype=np.float32, copy=True)
-        X.sum_duplicates()
-        X.eliminate_zeros()
-        uns = {**cells.uns, "scale": cells.uns.get("scale") or detect_scale(X)}
-        cells, notes = drop_empty_cells(AnnData(X, obs=cells.obs[["cell_type"]], var=cells.var[[]], uns=uns))
-        if cells.n_obs < 2:
-            raise UserError(f"{cells.n_obs} cells are too few to learn from: give at least two")
-        sizes = np.asarray(cells.X.sum(1, dtype=np.float64)).ravel()
-        log = to_log(cells.X, uns["scale"], float(np.median(sizes)))
-        return cls(Frame.of(cells), log.toarray(), cells.obs["cell_type"].astype(str).to_numpy(), sizes, notes)
-
-    def whole(self, x: Tensor) -> Tensor:
-        """Bring generated log values (n_cells, n_genes) near to what `back` makes of them, for a network to judge.
-
-        Negative values become 0. Counts, at the median library size, become whole numbers, up or down at random; the
-        rounding passes the gradient on as if it had not been.
-        """
-        if self.frame.scale == "scaled":
-            return x
-        x = x.clamp_min(0)
-        if self.frame.scale != "counts":
-            return x
-        counts = x.detach().clamp_max(MOST_LOG).expm1()
-        return x + ((counts + torch.rand_like(counts)).floor().log1p() - x).detach()
-
-    def back(self, X: np.ndarray, types: np.ndarray, rng: np.random.Generator) -> sp.csr_matrix:
-        """Bring generated values to the input's scale, the same way for every method that makes such values.
-
-        Negative values become 0 and logarithms are undone. For counts, a cell is then scaled to the library size of a
-        training cell of its type, drawn at random, and its values are rounded at random so that they stay right in
-        expectation. No Poisson noise is added: values learnt from noisy cells have theirs.
-
-        Parameters
-        ----------
-        X
-            Generated values on the scale of training, shape (n_cells, n_genes).
-        types
-            Name of each cell's type, shape (n_cells,).
-        """
-        if self.frame.scale == "scaled":
-            return sp.csr_matrix(X)
-        X = np.maximum(X, 0)
-        if self.frame.scale in ("counts", "linear"):
-            X = np.expm1(X.astype(np.float64))
-        if self.frame.scale == "counts":
-            size = np.empty(len(X))
-            for name in np.unique(types):
-                size[types == name] = rng.choice(self.sizes[self.types == name], (types == name).sum())
-            total = X.sum(1)
-            X *= (size / np.where(total > 0, total, 1))[:, None]
-            X = np.floor(X + rng.random(X.shape))
-        return sp.csr_matrix(X, dtype=np.float32)
-
-
-@dataclass(frozen=True)
-class TrainingCells:
-    """Log values on a device, parted into those that train and those that decide when to stop."""
-
-    values: LogValues
-    X: Tensor
-    """cells that train, shape (n_train, n_genes)"""
-    types: Tensor
-    """code of each one's type in the order of `Frame.type_sizes`, shape (n_train,)"""
-    rows: np.ndarray
-    """their rows in `LogValues`, and with that in the cells that `fit` was given, but for empty ones"""
-    validation: Tensor
-    """the other cells, shape (n_validation, n_genes)"""
-
-    @classmethod
-    def of(cls, values: LogValues, share: float, device: torch.device, rng: np.random.Generator) -> "TrainingCells":
-        """Part the cells; every type gives its share to the validation, up to rounding."""
-        n_cells = len(values.X)
-        order = np.lexsort((rng.random(n_cells), values.types))
-        chosen = np.empty(n_cells, dtype=bool)
-        chosen[order] = np.diff(np.floor(np.arange(n_cells + 1) * share + rng.random())) > 0
-        return cls(values, torch.empty(0), torch.empty(0), np.empty(0), torch.tensor(values.X[chosen]).to(device)).take(
-            np.flatnonzero(~chosen)
-        )
-
-    def take(self, rows: np.ndarray) -> "TrainingCells":
-        """Return the same with other cells to train on, given by their rows in `LogValues`; they may repeat."""
-        codes = np.searchsorted(list(self.values.frame.type_sizes), self.values.types[rows])
-        X, types = torch.from_numpy(self.values.X[rows]), torch.from_numpy(codes)
-        on = self.validation.device
-        return TrainingCells(self.values, X.to(on), types.to(on), rows, self.validation)
-
-
-def prepare(cells: AnnData, params: BaselineParams, *, seed: int, device: Device) -> TrainingCells:
-    """Bring cells into the form that `train` takes; errors as of `LogValues.of`."""
-    return TrainingCells.of(LogValues.of(cells), params.validation, choose_device(device), np.random.default_rng(seed))
-
-
-# -------------------------------------------------------------------------------------------- training
-
-
-class Criterion:
-    """How far generated cells are from validation cells: the MMD of `common.metrics.fidelity`.
-
-    Cells are compared on principal components of cells that train and of as many generated ones, other than those that
-    are compared: components of real cells alone would hide what a generator does outside their span. About 0 at best;
-    NaN where there are too few cells.
-
-    Parameters
-    ----------
-    data
-        With two validation cells at least.
-    """
-
-    def __init__(self, data: TrainingCells) -> None:
-        self.real = data.validation.cpu().numpy()
-        self.reference = data.X[:: -(-len(data.X) // CHECK_CELLS)].cpu().numpy()
-
-    @torch.no_grad()
-    def __call__(self, draw: Draw) -> float:
-        """Return the distance of new cells, made of the same random numbers at every call."""
-        n = len(self.reference)
-        with reproducible(CHECK_SEED):
-            drawn = draw(n + CHECK_CELLS).cpu().numpy()
-        if not np.isfinite(drawn).all():
-            return np.inf
-        pooled = np.concatenate([self.reference, drawn[:n]])
-        pca = PCA(min(CHECK_PCS, *pooled.shape), svd_solver="randomized", random_state=0).fit(pooled)
-        real, synthetic = (pca.transform(X).astype(np.float64) for X in (self.real, drawn[n:]))
-        return mmd(real, synthetic, unit=median_squared_distance(real))
-
-
-def _mini_batches(n_cells: int, size: int, device: torch.device) -> Iterator[Tensor]:
-    """Yield the rows of mini-batches without end, every cell once an epoch; a last batch of one cell is left out."""
-    while True:
-        for rows in torch.randperm(n_cells, device=device).split(size):
-            if len(rows) > 1 or n_cells == 1:
-                yield rows
-
-
-def train(
-    step: Callable[[Tensor], Mapping[str, Tensor]], draw: Draw, networks: Mapping[str, nn.Module],
-    data: TrainingCells, params: BaselineParams, *, report: Reporter,
-) -> pd.DataFrame:  # fmt: skip
-    """Take steps until the rule of this module's docstring says stop; `networks` end up with the best weights.
-
-    Parameters
-    ----------
-    step
-        Takes one optimiser step, given the rows of `data.X` in the mini-batch; returns its losses by name.
-    draw
-        Draws cells from the networks in their present state as they would be handed out, but on the scale of training,
-        shape (n_cells, n_genes).
-    networks
-        All that is trained or averaged and that `draw` depends on.
-
-    Returns
-    -------
-    One row for every `check_every` steps: step, the mean of each loss since the row before, and mmd, the criterion
-    (NaN without validation cells).
-    """
-    size = min(params.batch_size, len(data.X))
-    per_epoch = (len(data.X) - 1) // size + (len(data.X) % size != 1)
-    total = params.budget * (per_epoch if params.budget_in == "epochs" else 1)
-    criterion = Criterion(data) if len(data.validation) > 1 else None
-    best, best_step, weights = np.inf, 0, None
-    rows: list[dict[str, float]] = []
-    seen: dict[str, list[Tensor]] = {}
-    for number, batch in zip(range(1, total + 1), _mini_batches(len(data.X), size, data.X.device), strict=False):
-        for name, loss in step(batch).items():
-            seen.setdefault(name, []).append(loss.detach())
-        if number % params.check_every and number != total:
-            continue
-        _switch(networks, training=False)
-        means = {name: float(torch.stack(losses).mean()) for name, losses in seen.items()}
-        rows.append({"step": number, **means, "mmd": criterion(draw) if criterion else np.nan})
-        _switch(networks, training=True)
-        seen.clear()
-        report("training", number, total, **means)
-        if rows[-1]["mmd"] < best:
-            best, best_step = rows[-1]["mmd"], number
-            weights = deepcopy({name: network.state_dict() for name, network in networks.items()})
-        elif number - best_step >= params.patience * params.check_every and weights is not None:
-            report("training", total, total, **means)
-            break
-    for name, network in networks.items():
-        if weights is not None:
-            network.load_state_dict(weights[name])
-    _switch(networks, training=False)
-    return pd.DataFrame(rows)
-
-
-def _switch(networks: Mapping[str, nn.Module], *, training: bool) -> None:
-    for network in networks.values():
-        network.train(training)
-
-
-# -------------------------------------------------------------------------------------------- models
 
 
 class Model(Protocol):
@@ -407,8 +162,6 @@ def sample(model: Unconditional, n_cells: int, *, cell_type: str | None = None, 
         "freely (leave out --cell-type), train it longer, or take a method that is told the type"
     )
 
-
-# -------------------------------------------------------------------------------------------- the script
 
 P = TypeVar("P", bound=BaselineParams)
 

@@ -5,7 +5,6 @@ draws as many cells as it learnt from, and every metric compares these with the 
 already is left as it is, so that an interrupted matrix goes on; a failure is kept as a gap and tried again next time.
 """
 
-import importlib
 import json
 import traceback
 from collections.abc import Collection, Sequence
@@ -21,7 +20,7 @@ import torch
 from joblib import Parallel, cpu_count, delayed
 
 from benchmarking import baseline
-from benchmarking.baseline import METHODS
+from benchmarking.baseline import load_method
 from benchmarking.controls import CONTROLS
 from common.cli import Reporter
 from common.data import CellSource
@@ -163,7 +162,7 @@ def _draw_control(job: Job, split: Run) -> tuple[Run, dict[str, float]]:
 def _run_script(job: Job, folder: Path, *, reusable: bool) -> tuple[Run, dict[str, float]]:
     """Run a generator's script, unless its folder is as the script would leave it, and read the folder back."""
     if not reusable:
-        script: Any = garage if job.generator == "garage" else importlib.import_module(METHODS[job.generator])
+        script: Any = garage if job.generator == "garage" else load_method(job.generator)
         folder.mkdir(parents=True, exist_ok=True)
         try:
             with (folder / LOG).open("w") as log, redirect_stdout(log), redirect_stderr(log):

@@ -18,8 +18,9 @@ from torch import nn
 
 from benchmarking import baseline
 from benchmarking.adversarial import Duel, r1
-from benchmarking.baseline import METHODS, Criterion, LogValues, TrainingCells, load_method, parse, prepare, train
+from benchmarking.baseline import METHODS, load_method, parse
 from benchmarking.sota import fgan, gan, lsh_gan, vae, wgan
+from benchmarking.training import Criterion, LogValues, TrainingCells, prepare, train
 from common.errors import UserError
 from common.runs import load_run
 from common.scale import detect_scale

@@ -14,10 +14,11 @@ from scipy.stats import nbinom, norm
 from sklearn.linear_model import LogisticRegression
 from torch import nn
 
-from benchmarking.baseline import LogValues, Unconditional, prepare
+from benchmarking.baseline import Unconditional
 from benchmarking.scrna_seq_specific import conditional, oversampling, scgan, scvae
 from benchmarking.scrna_seq_specific.diffusion import Diffusion, NoisyNet, noise_schedule
 from benchmarking.scrna_seq_specific.likelihoods import nb_log_likelihood, normal_kl, zinb_log_likelihood
+from benchmarking.training import LogValues, prepare
 from common.errors import UserError
 from common.scale import detect_scale
 from config import BASELINES, ScdiffusionParams, ScganParams, ScvaeParams

@@ -10,7 +10,8 @@ import torch
 from anndata import AnnData
 from torch import Tensor, nn
 
-from benchmarking.baseline import CELLS_AT_ONCE, LogValues, reproducible
+from benchmarking.baseline import CELLS_AT_ONCE
+from benchmarking.training import LogValues, reproducible
 from data_generation.seeded_gan import log_normalise
 
 LABELS = "given"
@@ -41,6 +42,12 @@ def as_seen(x: Tensor, values: LogValues) -> Tensor:
     if values.frame.scale == "counts":
         return log_normalise(x, float(np.median(values.sizes)))
     return x if values.frame.scale == "scaled" else x.log1p()
+
+
+def as_counts(values: LogValues) -> np.ndarray:
+    """Return whole counts: those that log values were made of, or the nearest to linear values."""
+    factor = values.sizes[:, None] / np.median(values.sizes) if values.frame.scale == "counts" else 1.0
+    return np.rint(np.expm1(values.X) * factor).astype(np.float32)
 
 
 def as_given(x: Tensor, values: LogValues) -> np.ndarray:

@@ -1,8 +1,6 @@
 """Random oversampling before a plain generator, and its undoing when cells are drawn: what both baselines share."""
 
-from collections.abc import Callable
 from dataclasses import replace
-from typing import TypeVar
 
 import numpy as np
 import torch
@@ -10,13 +8,10 @@ from anndata import AnnData
 from imblearn.over_sampling import RandomOverSampler
 
 from benchmarking import baseline
-from benchmarking.baseline import TrainingCells, Unconditional, prepare, reproducible
-from common.cli import Reporter
+from benchmarking.baseline import Unconditional
+from benchmarking.training import TrainingCells
 from common.errors import UserError
-from config import BaselineParams
-from data_generation.model import Device, compose
-
-P = TypeVar("P", bound=BaselineParams)
+from data_generation.model import compose
 
 
 def balance(rows: np.ndarray, types: np.ndarray, seed: int) -> np.ndarray:
@@ -34,14 +29,6 @@ def oversample(data: TrainingCells, seed: int) -> TrainingCells:
     others = np.setdiff1d(np.arange(len(values.X)), data.rows)
     train, validation = (balance(rows, values.types[rows], seed) for rows in (data.rows, others))
     return replace(data.take(train), validation=torch.from_numpy(values.X[validation]).to(data.X))
-
-
-def fit_oversampled(
-    learn: Callable[..., Unconditional], cells: AnnData, params: P, *, seed: int, device: Device, report: Reporter
-) -> Unconditional:
-    """Train a plain generator on oversampled cells, given its `learn(data, params, report=...)`."""
-    with reproducible(seed):
-        return learn(oversample(prepare(cells, params, seed=seed, device=device), seed), params, report=report)
 
 
 def sample(model: Unconditional, n_cells: int, *, cell_type: str | None = None, seed: int) -> AnnData:

@@ -7,43 +7,27 @@ Writes: results/synthetic/<dataset>/scdiffusion/seed<k>/: cells.h5ad, cells.csv,
 
 An autoencoder brings log-normalised cells to a latent space; there a residual perceptron learns to take noise away (Ho
 et al. 2020), and a classifier of noisy latent cells guides it to the type that is asked for (Dhariwal & Nichol 2021).
-Differs from the paper:
-1. The autoencoder learns from the training cells alone, not from a pretrained SCimilarity, and its latent variables are
-   standardised, as the diffusion supposes.
-2. Networks are narrower: these data sets have hundreds or thousands of cells, the paper's tens of thousands.
-3. The classifier trains beside the denoiser, on the same noisy latent cells.
-4. Fewer steps of noise, each as much larger, so that nothing of the signal is left at the end either.
-5. `paper`: the widths and 200 updates of the published comparison, which had no autoencoder and no guidance. Its 100
-   steps of noise left 60 % of the signal, while cells were drawn from pure noise; they are made larger here.
+How it differs from the paper: docs/baselines.md.
 """
 
 import numpy as np
 import scipy.sparse as sp
 import torch
 import torch.nn.functional as F
-from anndata import AnnData
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from benchmarking.baseline import TrainingCells, prepare, reproducible, script, train
+from benchmarking.baseline import script
 from benchmarking.scrna_seq_specific.conditional import LABELS, Conditional, sample
 from benchmarking.scrna_seq_specific.diffusion import Diffusion
-from common.cli import Reporter, silent
+from benchmarking.training import TrainingCells, fit_by, train
+from common.cli import Reporter
 from common.networks import mlp
 from config import ScdiffusionParams
-from data_generation.model import Device
 
-__all__ = ["LABELS", "fit", "main", "sample"]
+__all__ = ["LABELS", "fit", "main", "sample"]  # two of them from conditional.py
 
 MIN_DEVIATION = 1e-3  # of a latent variable that hardly varies
-
-
-def fit(
-    cells: AnnData, params: ScdiffusionParams, *, seed: int, device: Device = "auto", report: Reporter = silent
-) -> Conditional:
-    """Learn from real cells; the contract of `data_generation.model.fit`."""
-    with reproducible(seed):
-        return _learn(prepare(cells, params, seed=seed, device=device), params, report)
 
 
 def _learn_autoencoder(data: TrainingCells, params: ScdiffusionParams, report: Reporter) -> tuple[nn.Module, nn.Module]:
@@ -61,7 +45,8 @@ def _learn_autoencoder(data: TrainingCells, params: ScdiffusionParams, report: R
     return encoder, decoder
 
 
-def _learn(data: TrainingCells, params: ScdiffusionParams, report: Reporter) -> Conditional:
+def learn(data: TrainingCells, params: ScdiffusionParams, *, report: Reporter) -> Conditional:
+    """Train on prepared cells, by PyTorch's own random numbers."""
     values, on = data.values, data.X.device
     encoder, decoder = _learn_autoencoder(data, params, report)
     with torch.no_grad():
@@ -97,6 +82,7 @@ def _learn(data: TrainingCells, params: ScdiffusionParams, report: Reporter) -> 
     return Conditional(values, draw, networks | {"encoder": encoder, "decoder": decoder}, losses)
 
 
+fit = fit_by(learn)
 main = script("scdiffusion", __doc__, fit, sample, LABELS)
 
 if __name__ == "__main__":

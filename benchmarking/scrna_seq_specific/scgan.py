@@ -5,16 +5,8 @@ Reads:  a data set of config.py, or your own cells (--input, --expression-csv)
 Writes: results/synthetic/<dataset>/scgan/seed<k>/: cells.h5ad, cells.csv, losses.csv, heldout.csv, model.pt, run.json
 
 A Wasserstein GAN with gradient penalty whose generator ends in a layer that brings every cell to a given library size.
-Types reach the generator by batch normalisation with scale and shift of the type, the critic by projection. Differs
-from the paper:
-1. The critic sees logarithms of size-normalised values, which spread its attention over the genes.
-2. Cells get library sizes of training cells of their type, in place of one size for all. Scaled values, which have no
-   library size, go without the layer.
-3. The projection is that of Miyato & Koyama 2018, a verdict on the cell and one on its type, in place of a head a type.
-4. `tuned`: narrower networks with higher, constant learning rates, cells drawn from a moving average of the weights,
-   and counts rounded before the critic, which sees them as they are handed out.
-5. `paper`: the widths, rates and 200 generator steps of the published comparison, whose code lacked both the layer and
-   the types.
+Types reach the generator by batch normalisation with scale and shift of the type, the critic by projection.
+How it differs from the paper: docs/baselines.md.
 """
 
 from itertools import pairwise
@@ -22,40 +14,20 @@ from itertools import pairwise
 import numpy as np
 import torch
 import torch.nn.functional as F
-from anndata import AnnData
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from benchmarking.baseline import TrainingCells, prepare, reproducible, script, train
+from benchmarking.baseline import script
 from benchmarking.scrna_seq_specific.conditional import LABELS, Conditional, as_given, as_seen, like, sample
-from common.cli import Reporter, silent
+from benchmarking.scrna_seq_specific.layers import TypeBatchNorm, gradient_penalty, to_library_size
+from benchmarking.training import TrainingCells, fit_by, train
+from common.cli import Reporter
 from common.networks import mlp
 from config import ScganParams
-from data_generation.model import Device
 
-__all__ = ["LABELS", "fit", "main", "sample"]
+__all__ = ["LABELS", "fit", "main", "sample"]  # two of them from conditional.py
 
 BETAS = (0.5, 0.9)  # of Adam, as in the paper
-MIN_TOTAL = 1e-8  # below which a cell is one of zeros
-
-
-class TypeBatchNorm(nn.Module):
-    """Batch normalisation with scale and shift of the cell's type. Shapes: (n_rows, width), codes (n_rows,)."""
-
-    def __init__(self, width: int, n_types: int) -> None:
-        super().__init__()
-        self.norm = nn.BatchNorm1d(width, affine=False)
-        self.scale = nn.Embedding.from_pretrained(torch.ones(n_types, width), freeze=False)
-        self.shift = nn.Embedding.from_pretrained(torch.zeros(n_types, width), freeze=False)
-
-    def forward(self, h: Tensor, types: Tensor) -> Tensor:
-        """Normalise over the batch."""
-        return self.norm(h) * self.scale(types) + self.shift(types)
-
-
-def to_library_size(x: Tensor, size: Tensor) -> Tensor:
-    """Scale non-negative cells (n_rows, n_genes) to library sizes (n_rows, 1); a cell of zeros stays one."""
-    return x * (size / x.sum(1, keepdim=True).clamp_min(MIN_TOTAL))
 
 
 class Generator(nn.Module):
@@ -91,22 +63,8 @@ class Critic(nn.Module):
         return self.verdict(h).squeeze(1) + (h * self.types(types)).sum(1)
 
 
-def gradient_penalty(critic: nn.Module, real: Tensor, fake: Tensor, types: Tensor) -> Tensor:
-    """Return the mean squared deviation from 1 of the critic's slope, at random points between real and fake cells."""
-    x = real.lerp(fake, torch.rand(len(real), 1, device=real.device)).requires_grad_(True)
-    (slope,) = torch.autograd.grad(critic(x, types).sum(), x, create_graph=True)
-    return (slope.norm(dim=1) - 1).square().mean()
-
-
-def fit(
-    cells: AnnData, params: ScganParams, *, seed: int, device: Device = "auto", report: Reporter = silent
-) -> Conditional:
-    """Learn from real cells; the contract of `data_generation.model.fit`."""
-    with reproducible(seed):
-        return _learn(prepare(cells, params, seed=seed, device=device), params, report)
-
-
-def _learn(data: TrainingCells, params: ScganParams, report: Reporter) -> Conditional:
+def learn(data: TrainingCells, params: ScganParams, *, report: Reporter) -> Conditional:
+    """Train on prepared cells, by PyTorch's own random numbers."""
     values, scale, on = data.values, data.values.frame.scale, data.X.device
     sizes = torch.from_numpy(values.sizes if scale == "counts" else np.expm1(values.X).sum(1)).to(data.X)[:, None]
     n_genes, n_types = data.X.shape[1], len(values.frame.type_sizes)
@@ -160,6 +118,7 @@ def _learn(data: TrainingCells, params: ScganParams, report: Reporter) -> Condit
     return Conditional(values, draw, networks, losses)
 
 
+fit = fit_by(learn)
 main = script("scgan", __doc__, fit, sample, LABELS)
 
 if __name__ == "__main__":

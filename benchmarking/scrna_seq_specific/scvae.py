@@ -6,31 +6,24 @@ Writes: results/synthetic/<dataset>/scvae/seed<k>/: cells.h5ad, cells.csv, losse
 
 A variational autoencoder of counts: negative binomial or zero-inflated negative binomial, the decoder says all of its
 parameters, cell by cell and gene by gene. The prior of the latent variables is a mixture of Gaussians (GMVAE), the
-paper's variant for cells of several types. Differs from the paper:
-1. The mixture's component is the cell's type, which is given, in place of a latent class: the model of Kingma et al.
-   2014 with every label observed. So types can be asked for, and the sum over components falls away.
-2. The library size is a training cell's, as with the paper's flag for it: the decoder's mean is a share of it.
-3. Linear and logarithmic values are rounded to counts (of expm1); scaled values take a normal likelihood.
-4. The encoder sees logarithms; LayerNorm in place of batch normalisation.
-5. `paper`: the widths, KL weight and 200 steps of the published comparison, whose code had squared errors in place of a
-   likelihood of counts.
+paper's variant for cells of several types.
+How it differs from the paper: docs/baselines.md.
 """
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from anndata import AnnData
 from torch import Tensor, nn
 
-from benchmarking.baseline import LogValues, TrainingCells, prepare, reproducible, script, train
-from benchmarking.scrna_seq_specific.conditional import LABELS, Conditional, as_given, as_seen, like, sample
+from benchmarking.baseline import script
+from benchmarking.scrna_seq_specific.conditional import LABELS, Conditional, as_counts, as_given, as_seen, like, sample
 from benchmarking.scrna_seq_specific.likelihoods import nb_log_likelihood, normal_kl, zinb_log_likelihood
-from common.cli import Reporter, silent
+from benchmarking.training import TrainingCells, fit_by, train
+from common.cli import Reporter
 from common.networks import mlp
 from config import ScvaeParams
-from data_generation.model import Device
 
-__all__ = ["LABELS", "fit", "main", "sample"]
+__all__ = ["LABELS", "fit", "main", "sample"]  # two of them from conditional.py
 
 MIN_SHARE = 1e-30  # of a gene nobody expresses: none of it is ever drawn
 MOST_LOG = 12.0  # bounds log dispersions on either side
@@ -83,21 +76,8 @@ class Scvae(nn.Module):
         return x * (torch.rand_like(x) >= dropout[0].sigmoid()) if dropout else x
 
 
-def fit(
-    cells: AnnData, params: ScvaeParams, *, seed: int, device: Device = "auto", report: Reporter = silent
-) -> Conditional:
-    """Learn from real cells; the contract of `data_generation.model.fit`."""
-    with reproducible(seed):
-        return _learn(prepare(cells, params, seed=seed, device=device), params, report)
-
-
-def as_counts(values: LogValues) -> np.ndarray:
-    """Return whole counts: those that log values were made of, or the nearest to linear values."""
-    factor = values.sizes[:, None] / np.median(values.sizes) if values.frame.scale == "counts" else 1.0
-    return np.rint(np.expm1(values.X) * factor).astype(np.float32)
-
-
-def _learn(data: TrainingCells, params: ScvaeParams, report: Reporter) -> Conditional:
+def learn(data: TrainingCells, params: ScvaeParams, *, report: Reporter) -> Conditional:
+    """Train on prepared cells, by PyTorch's own random numbers."""
     values, scale, on = data.values, data.values.frame.scale, data.X.device
     observed = values.X if scale == "scaled" else as_counts(values)
     start = observed.mean(0) if scale == "scaled" else np.log(observed.mean(0) / observed.sum(1).mean() + MIN_SHARE)
@@ -131,6 +111,7 @@ def _learn(data: TrainingCells, params: ScvaeParams, report: Reporter) -> Condit
     return Conditional(values, draw, networks, losses)
 
 
+fit = fit_by(learn)
 main = script("scvae", __doc__, fit, sample, LABELS)
 
 if __name__ == "__main__":

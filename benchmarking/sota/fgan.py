@@ -9,13 +9,8 @@ real distribution P from the generated Q:
 
     D_f(P || Q) >= E_P[g(V)] - E_Q[f*(g(V))].
 
-The critic raises the bound; the generator raises E_Q[g(V)] (their section 3.2). Differs from the paper:
-1. Perceptrons with leaky rectifiers, normal noise, log-normalised values.
-2. `--divergence fisher_ratio` (preset `paper`) is what the published comparison calls f-GAN and no f-divergence: a
-   critic that maximises a Fisher ratio (after Mroueh & Sercu 2017) and a generator that, as published, maximised it
-   too and so learnt to be told apart. Here it minimises the ratio.
-3. `tuned`: Adam with beta1 of 0.5, cells drawn from a moving average of the generator's weights, and no negative
-   values before the critic.
+The critic raises the bound; the generator raises E_Q[g(V)] (their section 3.2).
+How it differs from the paper: docs/baselines.md.
 """
 
 import math
@@ -25,15 +20,14 @@ from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
-from anndata import AnnData
 from torch import Tensor, nn
 
 from benchmarking.adversarial import Duel
-from benchmarking.baseline import Unconditional, prepare, reproducible, sample, script
-from common.cli import Reporter, silent
+from benchmarking.baseline import Unconditional, sample, script
+from benchmarking.training import TrainingCells, fit_by
+from common.cli import Reporter
 from common.networks import mlp
 from config import FganParams
-from data_generation.model import Device
 
 LABELS = "classifier"
 SLOPE = 0.01  # of the leaky rectifiers
@@ -95,22 +89,19 @@ def generator_loss(real: Tensor, fake: Tensor, divergence: str) -> Tensor:
     return -DIVERGENCES[divergence].activation(fake).mean()
 
 
-def fit(
-    cells: AnnData, params: FganParams, *, seed: int, device: Device = "auto", report: Reporter = silent
-) -> Unconditional:
-    """Learn from real cells; the contract of `data_generation.model.fit`."""
-    with reproducible(seed):
-        data = prepare(cells, params, seed=seed, device=device)
-        n_genes, on = data.X.shape[1], data.X.device
-        duel = Duel(
-            make_generator(n_genes, params).to(on), make_critic(n_genes, params).to(on),
-            partial(critic_loss, divergence=params.divergence), partial(generator_loss, divergence=params.divergence),
-            noise=lambda n: torch.randn(n, params.latent_dim, device=on),
-            optimizer=partial(torch.optim.Adam, betas=(params.beta1, 0.999)),
-        )  # fmt: skip
-        return duel.fit(data, params, report=report)
+def learn(data: TrainingCells, params: FganParams, *, report: Reporter) -> Unconditional:
+    """Train on prepared cells, by PyTorch's own random numbers."""
+    n_genes, on = data.X.shape[1], data.X.device
+    duel = Duel(
+        make_generator(n_genes, params).to(on), make_critic(n_genes, params).to(on),
+        partial(critic_loss, divergence=params.divergence), partial(generator_loss, divergence=params.divergence),
+        noise=lambda n: torch.randn(n, params.latent_dim, device=on),
+        optimizer=partial(torch.optim.Adam, betas=(params.beta1, 0.999)),
+    )  # fmt: skip
+    return duel.fit(data, params, report=report)
 
 
+fit = fit_by(learn)
 main = script("fgan", __doc__, fit, sample, LABELS)
 
 if __name__ == "__main__":

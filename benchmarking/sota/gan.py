@@ -5,26 +5,22 @@ Reads:  a data set of config.py, or your own cells (--input, --expression-csv)
 Writes: results/synthetic/<dataset>/gan/seed<k>/: cells.h5ad, cells.csv, losses.csv, heldout.csv, model.pt, run.json
 
 Normal noise in, log-normalised values out; cross-entropy with hard labels, and the generator wants its cells called
-real (the non-saturating loss). Differs from the paper:
-1. Perceptrons with tanh (generator) and leaky rectifiers (critic) instead of maxout, dropout and momentum: those of the
-   published comparison in preset `paper`, wider in `tuned`.
-2. `tuned`: Adam with beta1 of 0.5 (Radford et al. 2016), cells drawn from a moving average of the generator's weights,
-   and no negative values before the critic.
+real (the non-saturating loss).
+How it differs from the paper: docs/baselines.md.
 """
 
 from functools import partial
 
 import torch
 import torch.nn.functional as F
-from anndata import AnnData
 from torch import Tensor, nn
 
 from benchmarking.adversarial import Duel
-from benchmarking.baseline import TrainingCells, Unconditional, prepare, reproducible, sample, script
-from common.cli import Reporter, silent
+from benchmarking.baseline import Unconditional, sample, script
+from benchmarking.training import TrainingCells, fit_by
+from common.cli import Reporter
 from common.networks import mlp
 from config import GanParams
-from data_generation.model import Device
 
 LABELS = "classifier"
 SLOPE = 0.2  # of the critic's leaky rectifiers
@@ -63,14 +59,7 @@ def learn(data: TrainingCells, params: GanParams, *, report: Reporter) -> Uncond
     return duel.fit(data, params, report=report)
 
 
-def fit(
-    cells: AnnData, params: GanParams, *, seed: int, device: Device = "auto", report: Reporter = silent
-) -> Unconditional:
-    """Learn from real cells; the contract of `data_generation.model.fit`."""
-    with reproducible(seed):
-        return learn(prepare(cells, params, seed=seed, device=device), params, report=report)
-
-
+fit = fit_by(learn)
 main = script("gan", __doc__, fit, sample, LABELS)
 
 if __name__ == "__main__":

@@ -4,25 +4,20 @@ Run:    python benchmarking/sota/vae.py --dataset pbmc68k --holdout 0.5 --seed 0
 Reads:  a data set of config.py, or your own cells (--input, --expression-csv)
 Writes: results/synthetic/<dataset>/vae/seed<k>/: cells.h5ad, cells.csv, losses.csv, heldout.csv, model.pt, run.json
 
-Log-normalised values are normal given the latent variables, with a variance of each gene. Differs from the paper:
-1. Hidden layers with tanh, as there, but the variances of the values are one a gene, not outputs of the decoder.
-2. The weight of the Kullback-Leibler term rises from 0 to 1 (Bowman et al. 2016), lest the posterior collapse onto the
-   prior and every cell be the mean cell.
-3. Preset `paper` has the published loss, squared errors averaged over genes plus the divergence averaged over latent
-   dimensions, by which it does collapse, and gives the decoder's means for cells.
+Log-normalised values are normal given the latent variables, with a variance of each gene.
+How it differs from the paper: docs/baselines.md.
 """
 
 from typing import NamedTuple
 
 import torch
-from anndata import AnnData
 from torch import Tensor, nn
 
-from benchmarking.baseline import TrainingCells, Unconditional, prepare, reproducible, sample, script, train
-from common.cli import Reporter, silent
+from benchmarking.baseline import Unconditional, sample, script
+from benchmarking.training import TrainingCells, fit_by, train
+from common.cli import Reporter
 from common.networks import mlp
 from config import VaeParams
-from data_generation.model import Device
 
 LABELS = "classifier"
 LEAST_NOISE = -8.0  # log variance; log values are known to about 2 %
@@ -104,14 +99,7 @@ def learn(data: TrainingCells, params: VaeParams, *, report: Reporter) -> Uncond
     return Unconditional.of(data, draw, networks, losses)
 
 
-def fit(
-    cells: AnnData, params: VaeParams, *, seed: int, device: Device = "auto", report: Reporter = silent
-) -> Unconditional:
-    """Learn from real cells; the contract of `data_generation.model.fit`."""
-    with reproducible(seed):
-        return learn(prepare(cells, params, seed=seed, device=device), params, report=report)
-
-
+fit = fit_by(learn)
 main = script("vae", __doc__, fit, sample, LABELS)
 
 if __name__ == "__main__":

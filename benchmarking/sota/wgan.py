@@ -4,26 +4,21 @@ Run:    python benchmarking/sota/wgan.py --dataset pbmc68k --holdout 0.5 --seed 
 Reads:  a data set of config.py, or your own cells (--input, --expression-csv)
 Writes: results/synthetic/<dataset>/wgan/seed<k>/: cells.h5ad, cells.csv, losses.csv, heldout.csv, model.pt, run.json
 
-Normal noise in, log-normalised values out. Differs from the paper:
-1. Perceptrons with tanh, as in the published comparison, instead of convolutions.
-2. That comparison moved its generator once an epoch, whatever it says of five critic steps; here it has its turn after
-   every `--critic-steps` of the critic, in both presets.
-3. `tuned`: cells are drawn from a moving average of the generator's weights and have no negative values before the
-   critic; wider networks, and a wider clip for them to learn by.
+Normal noise in, log-normalised values out.
+How it differs from the paper: docs/baselines.md.
 """
 
 from functools import partial
 
 import torch
-from anndata import AnnData
 from torch import Tensor, nn
 
 from benchmarking.adversarial import Duel
-from benchmarking.baseline import Unconditional, prepare, reproducible, sample, script
-from common.cli import Reporter, silent
+from benchmarking.baseline import Unconditional, sample, script
+from benchmarking.training import TrainingCells, fit_by
+from common.cli import Reporter
 from common.networks import mlp
 from config import WganParams
-from data_generation.model import Device
 
 LABELS = "classifier"
 
@@ -55,22 +50,19 @@ def clip_weights(critic: nn.Module, limit: float) -> None:
         weights.clamp_(-limit, limit)
 
 
-def fit(
-    cells: AnnData, params: WganParams, *, seed: int, device: Device = "auto", report: Reporter = silent
-) -> Unconditional:
-    """Learn from real cells; the contract of `data_generation.model.fit`."""
-    with reproducible(seed):
-        data = prepare(cells, params, seed=seed, device=device)
-        n_genes, on = data.X.shape[1], data.X.device
-        critic = make_critic(n_genes, params).to(on)
-        duel = Duel(
-            make_generator(n_genes, params).to(on), critic, critic_loss, lambda real, fake: generator_loss(fake),
-            noise=lambda n: torch.randn(n, params.latent_dim, device=on), optimizer=torch.optim.RMSprop,
-            after_critic=partial(clip_weights, critic, params.clip),
-        )  # fmt: skip
-        return duel.fit(data, params, report=report)
+def learn(data: TrainingCells, params: WganParams, *, report: Reporter) -> Unconditional:
+    """Train on prepared cells, by PyTorch's own random numbers."""
+    n_genes, on = data.X.shape[1], data.X.device
+    critic = make_critic(n_genes, params).to(on)
+    duel = Duel(
+        make_generator(n_genes, params).to(on), critic, critic_loss, lambda real, fake: generator_loss(fake),
+        noise=lambda n: torch.randn(n, params.latent_dim, device=on), optimizer=torch.optim.RMSprop,
+        after_critic=partial(clip_weights, critic, params.clip),
+    )  # fmt: skip
+    return duel.fit(data, params, report=report)
 
 
+fit = fit_by(learn)
 main = script("wgan", __doc__, fit, sample, LABELS)
 
 if __name__ == "__main__":
