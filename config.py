@@ -344,17 +344,17 @@ class LshGanParams(AdversarialParams):
 class VaeParams(BaselineParams):
     """The plain variational autoencoder."""
 
-    latent_dim: Annotated[int, Range(1)] = 20
+    latent_dim: Annotated[int, Range(1)] = 10
     """dimensions of the latent space"""
-    encoder_hidden: tuple[int, ...] = (256, 256)
+    encoder_hidden: tuple[int, ...] = (128, 128)
     """hidden layers of the encoder, one at least"""
-    decoder_hidden: tuple[int, ...] = (256, 256)
+    decoder_hidden: tuple[int, ...] = (512, 512)
     """hidden layers of the decoder"""
-    lr: Annotated[float, POSITIVE] = 1e-3
+    lr: Annotated[float, POSITIVE] = 3e-4
     """learning rate (Adam)"""
-    likelihood: Literal["normal", "squared_error"] = "normal"
-    """normal: values vary about the decoder's mean by a learnt variance of each gene, and so do generated ones;
-    squared_error: the published loss, and generated cells are the decoder's means"""
+    likelihood: Literal["normal", "squared_error"] = "squared_error"
+    """squared_error: a variance of 1/2 for every gene if summed, and generated cells are the decoder's means, rounded
+    at random; normal: values vary about them by a learnt variance of each gene, and so do generated ones"""
     reduce: Literal["sum", "mean"] = "sum"
     """over genes and over latent dimensions; sums make the evidence lower bound, by means the posterior collapses"""
     warmup: Annotated[int, Range(0)] = 1000
@@ -365,21 +365,21 @@ class VaeParams(BaselineParams):
 class ScganParams(BaselineParams):
     """scGAN; the budget counts critic steps."""
 
-    latent_dim: Annotated[int, Range(1)] = 128
+    latent_dim: Annotated[int, Range(1)] = 16
     """dimensions of the generator's normal noise"""
-    generator_hidden: tuple[int, ...] = (256, 512)
+    generator_hidden: tuple[int, ...] = (256, 256)
     """hidden layers of the generator"""
-    critic_hidden: tuple[int, ...] = (512, 256)
+    critic_hidden: tuple[int, ...] = (256, 256)
     """hidden layers of the critic"""
     generator_lr: Annotated[float, POSITIVE] = 1e-3
     """learning rate of the generator (AMSGrad)"""
     critic_lr: Annotated[float, POSITIVE] = 1e-3
     """learning rate of the critic (AMSGrad)"""
-    critic_steps: Annotated[int, Range(1)] = 5
+    critic_steps: Annotated[int, Range(1)] = 2
     """critic steps, a mini-batch each, before it is the generator's turn"""
     penalty: Annotated[float, Range(0)] = 10.0
     """weight of the gradient penalty"""
-    ema_decay: Annotated[float, Range(0, 1)] = 0.99
+    ema_decay: Annotated[float, Range(0, 1)] = 0.999
     """decay of the moving average of the generator's weights, from which cells are drawn; 0 takes the last ones"""
     whole_counts: bool = True
     """round counts before the critic, which then sees them as they are handed out"""
@@ -466,10 +466,11 @@ BASELINES: dict[str, dict[str, BaselineParams]] = {
         ),
     },
     "scgan": {
-        "tuned": ScganParams(),
+        "tuned": ScganParams(batch_size=64),
         "paper": ScganParams(
             budget=1000, batch_size=64, validation=0.0, latent_dim=100, generator_hidden=(256, 512, 1024),
-            critic_hidden=(512, 256), generator_lr=1e-4, critic_lr=1e-4, ema_decay=0.0, whole_counts=False,
+            critic_hidden=(512, 256), critic_steps=5, generator_lr=1e-4, critic_lr=1e-4, ema_decay=0.0,
+            whole_counts=False,
         ),
     },
     "scvae": {

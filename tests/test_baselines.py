@@ -160,7 +160,7 @@ CHANGED = {
     "lsh_gan": {**DUEL, "neighbors": 30, "hash_tables": 1, "hash_bits": 3, "generate_from": "noise"},
     "vae": {
         **TRAINING, "latent_dim": 7, "encoder_hidden": (9,), "decoder_hidden": (9,), "lr": 0.1, "reduce": "mean",
-        "likelihood": "squared_error", "warmup": 2,
+        "likelihood": "normal", "warmup": 2,
     },
 }  # fmt: skip
 

@@ -124,9 +124,9 @@ def test_gan(name, preset, changes, tmp_path):
     assert_agree(evaluate_reference(name, given, flags, tmp_path), as_arrays(expected))
 
 
-@pytest.mark.parametrize("preset", ["tuned", "paper"])
-def test_vae(preset, tmp_path):
-    baseline, params = load_method("vae"), BASELINES["vae"][preset]
+@pytest.mark.parametrize("preset, changes", [("tuned", {}), ("tuned", {"likelihood": "normal"}), ("paper", {})])
+def test_vae(preset, changes, tmp_path):
+    baseline, params = load_method("vae"), replace(BASELINES["vae"][preset], **changes)
     rng = np.random.default_rng(0)
     torch.manual_seed(0)
     vae = baseline.Vae(N_GENES, params).double()
