@@ -7,9 +7,8 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from importlib import import_module
-from pathlib import Path
 from types import ModuleType
-from typing import Any, Generic, Literal, Protocol, TypeVar
+from typing import Any, Literal, Protocol, TypeVar
 
 import numpy as np
 import pandas as pd
@@ -30,6 +29,7 @@ from common.cli import console, progress_bar, run_script
 from common.data import CellSource
 from common.errors import UserError
 from common.generation import (
+    GeneratorArgs,
     check_seed,
     folder_of,
     load_split,
@@ -40,8 +40,8 @@ from common.generation import (
     write_held,
 )
 from common.run import Stopwatch, check_writable, write_cells, write_json, write_table, write_tensors
-from config import BASELINES, SEED, BaselineParams
-from data_generation.model import Device, choose_device
+from config import BASELINES, BaselineParams
+from data_generation.model import choose_device
 
 METHODS = {
     "gan": "benchmarking.sota.gan", "wgan": "benchmarking.sota.wgan", "fgan": "benchmarking.sota.fgan",
@@ -167,27 +167,11 @@ P = TypeVar("P", bound=BaselineParams)
 
 
 @dataclass(frozen=True)
-class Args(Generic[P]):
+class Args(GeneratorArgs[P]):
     """Real cells in, synthetic cells out."""
 
-    source: CellSource
-    params: P
     preset: Literal["tuned", "paper"] = "tuned"
     """tuned: trained until it stops improving; paper: the published settings. Each has its own defaults"""
-    seed: int = SEED
-    """seed of everything random"""
-    device: Device = "auto"
-    """where to compute"""
-    name: str | None = None
-    """what tables and folders call this run's method; by default its name, with _paper added for preset paper"""
-    out: Path | None = None
-    """folder of the run; by default results/synthetic/<dataset>/<name>/seed<seed>"""
-    n_cells: int | None = None
-    """cells to draw; by default as many as there were to learn from"""
-    cell_type: str | None = None
-    """draw this type only"""
-    holdout: float = 0.0
-    """share of each type's cells kept away from everything, to judge the result by; listed in heldout.csv"""
 
 
 def parse(method: str, argv: Sequence[str], doc: str | None = None) -> Args:

@@ -21,11 +21,10 @@ from sklearn.decomposition import PCA
 from torch import Tensor, nn
 
 from benchmarking.controls.contract import Frame
-from common.checks import drop_empty_cells
+from common.checks import make_learnable
 from common.cli import Reporter, silent
-from common.errors import UserError
 from common.metrics.fidelity import median_squared_distance, mmd
-from common.scale import detect_scale, to_log
+from common.scale import to_log
 from config import BaselineParams
 from data_generation.model import Device, choose_device
 
@@ -62,24 +61,10 @@ class LogValues:
 
     @classmethod
     def of(cls, cells: AnnData) -> "LogValues":
-        """Prepare training cells; those without counts are left out.
-
-        Raises
-        ------
-        UserError
-            If there are no types, or fewer than two cells.
-        """
-        if "cell_type" not in cells.obs:
-            raise UserError("cells have no obs['cell_type']: put the cell types there")
-        X = sp.csr_matrix(cells.X, dtype=np.float32, copy=True)
-        X.sum_duplicates()
-        X.eliminate_zeros()
-        uns = {**cells.uns, "scale": cells.uns.get("scale") or detect_scale(X)}
-        cells, notes = drop_empty_cells(AnnData(X, obs=cells.obs[["cell_type"]], var=cells.var[[]], uns=uns))
-        if cells.n_obs < 2:
-            raise UserError(f"{cells.n_obs} cells are too few to learn from: give at least two")
+        """Prepare training cells; those without counts are left out. Errors as of `common.checks.make_learnable`."""
+        cells, notes = make_learnable(cells)
         sizes = np.asarray(cells.X.sum(1, dtype=np.float64)).ravel()
-        log = to_log(cells.X, uns["scale"], float(np.median(sizes)))
+        log = to_log(cells.X, cells.uns["scale"], float(np.median(sizes)))
         return cls(Frame.of(cells), log.toarray(), cells.obs["cell_type"].astype(str).to_numpy(), sizes, notes)
 
     def whole(self, x: Tensor) -> Tensor:

@@ -11,6 +11,7 @@ from anndata import AnnData
 from scipy import sparse
 
 from common.errors import UserError
+from common.scale import detect_scale
 
 MISSING_LABELS = {"", "na", "n/a", "nan", "none", "null"}
 
@@ -160,6 +161,35 @@ def drop_empty_cells(cells: AnnData) -> tuple[AnnData, list[str]]:
     if not empty.any():
         return cells, []
     return cells[~empty].copy(), [f"{empty.sum()} cells without counts were dropped"]
+
+
+def make_learnable(cells: AnnData) -> tuple[AnnData, list[str]]:
+    """Bring cells, whatever form they came in, into the one that generators learn from.
+
+    Parameters
+    ----------
+    cells
+        X of shape (n_cells, n_genes), of any kind; `obs["cell_type"]`; `uns["scale"]`, detected if it is not there.
+
+    Returns
+    -------
+    Cells with X as CSR float32 without stored zeros and without empty cells, and a sentence if some were left out.
+
+    Raises
+    ------
+    UserError
+        If there are no types, or fewer than two cells.
+    """
+    if "cell_type" not in cells.obs:
+        raise UserError("cells have no obs['cell_type']: put the cell types there")
+    X = sparse.csr_matrix(cells.X, dtype=np.float32, copy=True)
+    X.sum_duplicates()
+    X.eliminate_zeros()
+    uns = {**cells.uns, "scale": cells.uns.get("scale") or detect_scale(X)}
+    cells, notes = drop_empty_cells(AnnData(X, obs=cells.obs[["cell_type"]], var=cells.var[[]], uns=uns))
+    if cells.n_obs < 2:
+        raise UserError(f"{cells.n_obs} cells are too few to learn from: give at least two")
+    return cells, notes
 
 
 def find_oddities(X: sparse.csr_matrix, labels: pd.Series) -> list[str]:

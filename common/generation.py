@@ -1,9 +1,9 @@
 """What the script of every generator does beside its method: real cells in and split, its folder, its record."""
 
 from collections.abc import Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import torch
 from anndata import AnnData
@@ -13,7 +13,32 @@ from common.cli import console, errors
 from common.data import CellSource, load_cells, select_genes, split_cells
 from common.errors import UserError
 from common.run import Stopwatch, environment, write_table
-from config import RESULTS_DIR
+from config import RESULTS_DIR, SEED
+from data_generation.model import Device
+
+P = TypeVar("P")
+
+
+@dataclass(frozen=True)
+class GeneratorArgs(Generic[P]):
+    """Real cells in, synthetic cells out: the flags that every generator's script has."""
+
+    source: CellSource
+    params: P
+    seed: int = SEED
+    """seed of everything random"""
+    device: Device = "auto"
+    """where to compute"""
+    name: str | None = None
+    """what tables and folders call this run's method; by default that of the method and its preset"""
+    out: Path | None = None
+    """folder of the run; by default results/synthetic/<dataset>/<name>/seed<seed>"""
+    n_cells: int | None = None
+    """cells to draw; by default as many as there were to learn from"""
+    cell_type: str | None = None
+    """draw this type only"""
+    holdout: float = 0.0
+    """share of each type's cells kept away from everything, to judge the result by; listed in heldout.csv"""
 
 
 def preset_of(argv: Sequence[str], default: str) -> str:

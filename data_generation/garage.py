@@ -12,7 +12,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Annotated, Any, Generic, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 import pandas as pd
 import torch
@@ -25,6 +25,7 @@ from common.cli import console, progress_bar, run_script
 from common.data import CellSource
 from common.errors import UserError
 from common.generation import (
+    GeneratorArgs,
     check_seed,
     folder_of,
     load_split,
@@ -45,9 +46,9 @@ from common.run import (
     write_table,
     write_tensors,
 )
-from config import SEED, GarageParams, PaperParams
+from config import GarageParams, PaperParams
 from data_generation import paper_gan
-from data_generation.model import Device, Garage, check_proportions, choose_device, fit, load, sample
+from data_generation.model import Garage, check_proportions, choose_device, fit, load, sample
 
 __all__ = ["fit", "load", "main", "sample"]
 
@@ -56,31 +57,15 @@ P = TypeVar("P", GarageParams, PaperParams)
 
 
 @dataclass(frozen=True)
-class Args(Generic[P]):
+class Args(GeneratorArgs[P]):
     """Real cells in, synthetic cells out."""
 
-    source: CellSource
-    params: P
     preset: Literal["garage", "paper"] = "garage"
     """garage: the method as it should be; paper: the published model and loop. Each has its own hyperparameters"""
-    seed: int = SEED
-    """seed of everything random"""
-    device: Device = "auto"
-    """where to compute"""
-    name: str | None = None
-    """what tables and folders call this variant of the method; by default the preset"""
-    out: Path | None = None
-    """folder of the run; by default results/synthetic/<dataset>/<name>/seed<seed>"""
-    n_cells: int | None = None
-    """cells to draw; by default as many as the generator has seen"""
-    cell_type: str | None = None
-    """draw this type only"""
     proportions: str = "real"
     """composition to draw: real, uniform, or a csv file with columns cell_type and proportion"""
     fractions: bool = False
     """also draw the paper's six sizes, 0.25 to 1.5 times the training cells, as cells_<fraction>n"""
-    holdout: float = 0.0
-    """share of each type's cells kept away from everything, to judge the result by; listed in heldout.csv"""
     resume: bool = False
     """go on with the folder's interrupted run"""
     from_: Annotated[Path | None, tyro.conf.arg(name="from")] = None

@@ -15,11 +15,11 @@ import scipy.sparse as sp
 import torch
 from anndata import AnnData
 
-from common.checks import drop_empty_cells, nearest
+from common.checks import make_learnable, nearest
 from common.cli import Reporter, silent
 from common.errors import UserError
 from common.run import ResumableRun, Stopwatch, read_tensors
-from common.scale import Scale, detect_scale, to_log
+from common.scale import Scale, to_log
 from config import PRESETS, GarageParams, PaperParams
 from data_generation import paper_gan, seeded_gan
 from data_generation.cell_selection import Selection, select
@@ -133,16 +133,9 @@ def fit(
     UserError
         If there are no types, or fewer than two cells.
     """
-    if "cell_type" not in cells.obs:
-        raise UserError("cells have no obs['cell_type']: put the cell types there")
     on, clock = choose_device(device), clock or Stopwatch()
-    X = sp.csr_matrix(cells.X, dtype=np.float32, copy=True)  # whatever form it came in, one form from here on
-    X.sum_duplicates()
-    X.eliminate_zeros()
-    scale: Scale = cells.uns.get("scale") or detect_scale(X)
-    cells, notes = drop_empty_cells(AnnData(X, obs=cells.obs[["cell_type"]], var=cells.var[[]], uns=cells.uns))
-    if cells.n_obs < 2:
-        raise UserError(f"{cells.n_obs} cells are too few to learn from: give at least two")
+    cells, notes = make_learnable(cells)
+    scale: Scale = cells.uns["scale"]
     if cells.n_obs < params.neighbors:
         notes.append(f"{cells.n_obs} cells are fewer than {params.neighbors} neighbours: the graph joins them all")
     type_names, types = np.unique(cells.obs["cell_type"].astype(str), return_inverse=True)

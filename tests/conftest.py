@@ -43,6 +43,18 @@ def make_toy() -> AnnData:
     )  # fmt: skip
 
 
+def on_scale(cells: AnnData, scale: str) -> AnnData:
+    """Counts brought to another scale."""
+    X = cells.X.toarray()
+    if scale == "linear":
+        X = X * 10.37
+    elif scale == "log":
+        X = np.log1p(X / X.sum(1, keepdims=True) * 100)
+    elif scale == "scaled":
+        X = (X - X.mean(0)) / (X.std(0) + 1)
+    return AnnData(sparse.csr_matrix(X, dtype=np.float32), cells.obs, cells.var, {**cells.uns, "scale": scale})
+
+
 @pytest.fixture
 def toy() -> AnnData:
     """Cells of `make_toy`, for the test alone."""

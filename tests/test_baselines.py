@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 import torch
 from anndata import AnnData
-from conftest import TOY_SIZES, make_toy
+from conftest import TOY_SIZES, make_toy, on_scale
 from scipy import sparse
 from scipy.integrate import quad
 from scipy.optimize import minimize_scalar
@@ -50,17 +50,6 @@ def flags_of(params):
         else:
             words += [flag, *map(str, value if isinstance(value, tuple) else [value])]
     return words
-
-
-def on_scale(cells, scale):
-    X = cells.X.toarray()
-    if scale == "linear":
-        X = X * 10.37
-    elif scale == "log":
-        X = np.log1p(X / X.sum(1, keepdims=True) * 100)
-    elif scale == "scaled":
-        X = (X - X.mean(0)) / (X.std(0) + 1)
-    return AnnData(sparse.csr_matrix(X, dtype=np.float32), cells.obs, cells.var, {**cells.uns, "scale": scale})
 
 
 def cells_of(name, toy, n_cells=30, seed=1, **others):

@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 import torch
 from anndata import AnnData
-from conftest import TOY_SIZES
+from conftest import TOY_SIZES, on_scale
 from scipy import sparse
 from scipy.stats import kstest, norm
 from sklearn.covariance import LedoitWolf
@@ -34,18 +34,6 @@ from common.scale import detect_scale
 
 REFUSED = {("poisson", "scaled")}
 SCALES = ("counts", "linear", "log", "scaled")
-
-
-def on_scale(cells: AnnData, scale: str) -> AnnData:
-    """Counts brought to another scale."""
-    X = cells.X.toarray()
-    if scale == "linear":
-        X = X * 10.37
-    elif scale == "log":
-        X = np.log1p(X / X.sum(1, keepdims=True) * 100)
-    elif scale == "scaled":
-        X = (X - X.mean(0)) / (X.std(0) + 1)
-    return AnnData(sparse.csr_matrix(X, dtype=np.float32), cells.obs, cells.var, {**cells.uns, "scale": scale})
 
 
 def of_one_type(X: np.ndarray, scale: str) -> AnnData:

@@ -7,8 +7,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from anndata import AnnData
-from conftest import TOY_SIZES
+from conftest import TOY_SIZES, on_scale
 from scipy import sparse
 from scipy.stats import nbinom, norm
 from sklearn.linear_model import LogisticRegression
@@ -40,17 +39,6 @@ def module(name):
 def small(name, **others):
     common = {"budget": 8, "check_every": 4, "batch_size": 32}
     return replace(BASELINES[name]["tuned"], **(common | SMALL[name] | others))
-
-
-def on_scale(cells, scale):
-    X = cells.X.toarray()
-    if scale == "linear":
-        X = X * 10.37
-    elif scale == "log":
-        X = np.log1p(X / X.sum(1, keepdims=True) * 100)
-    elif scale == "scaled":
-        X = (X - X.mean(0)) / (X.std(0) + 1)
-    return AnnData(sparse.csr_matrix(X, dtype=np.float32), cells.obs, cells.var, {**cells.uns, "scale": scale})
 
 
 # ---- the contract of those that are told the type
