@@ -82,9 +82,9 @@ class Args:
 
 
 def propose(method: str, trial: int) -> dict[str, Any]:
-    """Return hyperparameters of a trial, the same for the same number; none, which is preset `tuned`, for trial 0."""
+    """Return hyperparameters of a trial, the same for the same number; those of preset `tuned` for trial 0."""
     if trial == 0:
-        return {}
+        return {name: getattr(BASELINES[method]["tuned"], name) for name in SPACES[method]}
     rng = np.random.default_rng([trial, *method.encode()])
     return {name: values[int(rng.integers(len(values)))] for name, values in SPACES[method].items()}
 
@@ -139,7 +139,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         perform_all(jobs, table=long, families=["fidelity"], n_jobs=args.jobs, again=False, report=report)
     ranked = rank_trials(read_results(long, made_by="the same command"))
     ranked["flags"] = [
-        " ".join(as_flags(propose(method, trial))) or "preset tuned"
+        " ".join(as_flags(propose(method, trial)))
         for method, trial in zip(ranked["method"], ranked["trial"], strict=True)
     ]
     write_table(args.out, ranked.round(4))
