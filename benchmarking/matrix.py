@@ -106,7 +106,8 @@ def perform(job: Job, table: Path, families: Collection[Family], *, again: bool,
         reason = " ".join(str(error).split()) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
         if not isinstance(error, UserError):
             _log(folder, traceback.format_exc())
-        record_run(split, pd.DataFrame([(ALL, "types_present", 0, np.nan)], columns=_COLUMNS), table)
+        gap = [(ALL, name, 0, np.nan) for name, metric in METRICS.items() if metric.family in {*families, "cost"}]
+        record_run(split, pd.DataFrame(gap, columns=_COLUMNS), table)  # in the place of what an earlier run had
         return Outcome(job, split.dataset, "failed", reason)
     cost = [(ALL, f"{stage}_seconds", run.train.n_obs, value) for stage, value in seconds.items()]
     record_run(run, pd.concat([rows, pd.DataFrame(cost, columns=_COLUMNS)]), table)
