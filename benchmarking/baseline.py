@@ -27,6 +27,7 @@ from benchmarking.training import Draw, LogValues, TrainingCells, reproducible
 from common.checks import nearest
 from common.cli import console, progress_bar, run_script
 from common.data import CellSource
+from common.device import choose_device
 from common.errors import UserError
 from common.generation import (
     GeneratorArgs,
@@ -41,7 +42,6 @@ from common.generation import (
 )
 from common.run import Stopwatch, check_writable, write_cells, write_json, write_table, write_tensors
 from config import BASELINES, BaselineParams
-from data_generation.model import choose_device
 
 METHODS = {
     "gan": "benchmarking.sota.gan", "wgan": "benchmarking.sota.wgan", "fgan": "benchmarking.sota.fgan",

@@ -23,10 +23,10 @@ from torch import Tensor, nn
 from benchmarking.controls.contract import Frame
 from common.checks import make_learnable
 from common.cli import Reporter, silent
+from common.device import Device, choose_device
 from common.metrics.fidelity import median_squared_distance, mmd
 from common.scale import to_log
 from config import BaselineParams
-from data_generation.model import Device, choose_device
 
 CHECK_CELLS = 500  # generated at each check, the same noise every time
 CHECK_PCS = 30

@@ -11,10 +11,10 @@ from rich.markup import escape
 
 from common.cli import console, errors
 from common.data import CellSource, load_cells, select_genes, split_cells
+from common.device import Device
 from common.errors import UserError
 from common.run import Stopwatch, environment, write_table
 from config import RESULTS_DIR, SEED
-from data_generation.model import Device
 
 P = TypeVar("P")
 

@@ -23,6 +23,7 @@ from rich.table import Table
 
 from common.cli import console, progress_bar, run_script
 from common.data import CellSource
+from common.device import choose_device
 from common.errors import UserError
 from common.generation import (
     GeneratorArgs,
@@ -48,7 +49,7 @@ from common.run import (
 )
 from config import GarageParams, PaperParams
 from data_generation import paper_gan
-from data_generation.model import Garage, check_proportions, choose_device, fit, load, sample
+from data_generation.model import Garage, check_proportions, fit, load, sample
 
 __all__ = ["fit", "load", "main", "sample"]
 

@@ -7,7 +7,7 @@
 import hashlib
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -17,6 +17,7 @@ from anndata import AnnData
 
 from common.checks import make_learnable, nearest
 from common.cli import Reporter, silent
+from common.device import Device, choose_device
 from common.errors import UserError
 from common.run import ResumableRun, Stopwatch, read_tensors
 from common.scale import Scale, to_log
@@ -28,7 +29,6 @@ from data_generation.seeded_gan import TrainingCells
 from data_generation.synthesis import SeededGan
 
 FORMAT = "garage-model-1"
-Device = Literal["auto", "cpu", "cuda"]
 
 
 @dataclass
@@ -83,20 +83,6 @@ def load(path: Path, *, device: Device = "auto") -> Garage:
         return Garage(gan=gan, params=params, device=on, **{name: content[name] for name in same})
     except (KeyError, TypeError, RuntimeError) as error:
         raise UserError(f"{path} lacks parts of a model ({error}): give the model.pt of a finished run") from error
-
-
-def choose_device(device: Device) -> torch.device:
-    """Turn auto into cuda where there is one, otherwise cpu.
-
-    Raises
-    ------
-    UserError
-        If cuda is asked for and there is none.
-    """
-    available = torch.cuda.is_available()
-    if device == "cuda" and not available:
-        raise UserError("--device cuda, but PyTorch sees no CUDA device: give --device cpu or auto")
-    return torch.device("cuda" if available and device != "cpu" else "cpu")
 
 
 def _canonical_order(X: sp.csr_matrix, types: np.ndarray) -> np.ndarray:

@@ -10,11 +10,12 @@ import torch
 from anndata import AnnData
 from scipy import sparse
 
+from common.device import choose_device
 from common.errors import UserError
 from common.run import write_tensors
 from config import GarageParams, PaperParams
 from data_generation import paper_gan
-from data_generation.model import choose_device, compose, fit, load, sample
+from data_generation.model import compose, fit, load, sample
 from data_generation.paper_gan import PublishedGan
 
 PAPER = PaperParams(

@@ -22,9 +22,9 @@ from anndata import AnnData
 
 from benchmarking.controls.contract import Frame, by_type
 from common.checks import drop_empty_cells
+from common.device import Device, choose_device
 from common.errors import UserError
 from common.threads import torch_threads_kept
-from data_generation.model import Device, choose_device
 
 BATCH_SIZE = 128  # of scvi-tools
 CELLS_AT_ONCE = 1000  # bounds the memory of sampling

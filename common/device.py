@@ -1,0 +1,23 @@
+"""Where to compute."""
+
+from typing import Literal
+
+import torch
+
+from common.errors import UserError
+
+Device = Literal["auto", "cpu", "cuda"]
+
+
+def choose_device(device: Device) -> torch.device:
+    """Turn auto into cuda where there is one, otherwise cpu.
+
+    Raises
+    ------
+    UserError
+        If cuda is asked for and there is none.
+    """
+    available = torch.cuda.is_available()
+    if device == "cuda" and not available:
+        raise UserError("--device cuda, but PyTorch sees no CUDA device: give --device cpu or auto")
+    return torch.device("cuda" if available and device != "cpu" else "cpu")
