@@ -24,25 +24,41 @@ def r1(critic: nn.Module, real: Tensor) -> Tensor:
     return penalty
 
 
+class FromNoise(nn.Module):
+    """A generator that is fed normal noise. Shapes: (n_rows, width) -> (n_rows, n_genes)."""
+
+    def __init__(self, network: nn.Module, width: int) -> None:
+        super().__init__()
+        self.network, self.width = network, width
+
+    def noise(self, n: int) -> Tensor:
+        """Make its input."""
+        return torch.randn(n, self.width, device=next(self.network.parameters()).device)
+
+    def draw(self, n: int) -> Tensor:
+        """Draw cells."""
+        made: Tensor = self.network(self.noise(n))
+        return made
+
+
 @dataclass
 class Duel:
     """Two networks and their losses.
 
-    Shapes: generator (n_rows, width of the noise) -> (n_rows, n_genes); critic (n_rows, n_genes) -> (n_rows, 1).
+    Shapes: generator's network (n_rows, width of the noise) -> (n_rows, n_genes); critic (n_rows, n_genes) -> (n_rows,
+    1).
     """
 
-    generator: nn.Module
+    generator: FromNoise
     critic: nn.Module
     critic_loss: Callable[[Tensor, Tensor], Tensor]
     """of the critic's verdicts on real and on generated cells"""
     generator_loss: Callable[[Tensor, Tensor], Tensor]
     """of the same, real cells first"""
-    noise: Callable[[int], Tensor]
-    """makes the generator's input when cells are drawn, given their number"""
     optimizer: Callable[..., torch.optim.Optimizer]
     """called with parameters and lr"""
     training_noise: Callable[[int], Tensor] | None = None
-    """makes its input in training, where that is another"""
+    """makes the generator's input in training, where that is another than its `noise`"""
     after_critic: Callable[[], Any] = field(default=lambda: None)
     """called after each critic step"""
 
@@ -54,10 +70,10 @@ class Duel:
             "generator": self.optimizer(self.generator.parameters(), lr=params.generator_lr),
         }
         judged = data.values.whole if params.whole_counts else lambda x: x
-        noise, taken = self.training_noise or self.noise, 0
+        noise, taken = self.training_noise or self.generator.noise, 0
 
         def generate(n: int) -> Tensor:
-            made: Tensor = judged(self.generator(noise(n)))
+            made: Tensor = judged(self.generator.network(noise(n)))
             return made
 
         def descend(part: str, loss: Tensor) -> Tensor:
@@ -86,10 +102,7 @@ class Duel:
                 self.critic.requires_grad_(True)
             return losses
 
-        def draw(n: int) -> Tensor:
-            made: Tensor = average(self.noise(n))
-            return made
-
         networks = {"generator": average, "critic": self.critic}
-        losses = train(step, lambda n: data.values.whole(draw(n)), networks, data, params, report=report)
-        return Unconditional.of(data, draw, networks, losses)
+        sampler: Any = average.module
+        losses = train(step, lambda n: data.values.whole(sampler.draw(n)), networks, data, params, report=report)
+        return Unconditional.of(data, sampler, losses)

@@ -4,9 +4,11 @@ Generators that are not told cell types are `Unconditional`; a classifier labels
 """
 
 import sys
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from functools import partial
 from importlib import import_module
+from pathlib import Path
 from types import ModuleType
 from typing import Any, Literal, Protocol, TypeVar
 
@@ -19,20 +21,22 @@ from anndata import AnnData
 from rich.markup import escape
 from sklearn.decomposition import PCA
 from sklearn.linear_model import LogisticRegression
-from sklearn.pipeline import Pipeline, make_pipeline
 from torch import nn
 
 from benchmarking.controls.contract import Frame
-from benchmarking.training import Draw, LogValues, TrainingCells, reproducible
+from benchmarking.scrna_seq_specific.conditional import Conditional
+from benchmarking.training import CELLS_AT_ONCE, Memory, TrainingCells, reproducible
 from common.checks import nearest
 from common.cli import console, progress_bar, run_script
 from common.data import CellSource
-from common.device import choose_device
+from common.device import Device, choose_device
 from common.errors import UserError
 from common.generation import (
     GeneratorArgs,
     check_seed,
+    draw_from,
     folder_of,
+    forget_result,
     load_split,
     preset_of,
     print_notes,
@@ -40,7 +44,7 @@ from common.generation import (
     report_cells,
     write_held,
 )
-from common.run import Stopwatch, check_writable, write_cells, write_json, write_table, write_tensors
+from common.run import Stopwatch, check_writable, read_tensors, write_cells, write_json, write_table, write_tensors
 from config import BASELINES, BaselineParams
 
 METHODS = {
@@ -54,7 +58,6 @@ METHODS = {
 
 FORMAT = "baseline-model-1"
 LABEL_PCS = 30  # principal components on which generated cells are labelled
-CELLS_AT_ONCE = 1000  # bounds the memory of sampling
 MOST_DRAWS = 50  # times the cells asked for: how long to wait for a type that the generator hardly makes
 
 
@@ -75,50 +78,76 @@ class Model(Protocol):
     """What the script asks of a fitted baseline."""
 
     @property
-    def values(self) -> LogValues:
-        """What it learnt from."""
+    def memory(self) -> Memory:
+        """What it knows of the training cells beside its weights."""
 
     @property
-    def networks(self) -> Mapping[str, nn.Module]:
-        """What model.pt keeps the weights of."""
+    def sampler(self) -> nn.Module:
+        """The module that draws cells; model.pt keeps its weights."""
 
     @property
     def losses(self) -> pd.DataFrame:
-        """The table of losses.csv."""
+        """The table of losses.csv; empty if the model was read from a file."""
+
+
+@dataclass(frozen=True)
+class Labeller:
+    """A logistic regression on principal components of log values. Shapes: T types, K components, G genes."""
+
+    names: np.ndarray
+    """of the types, shape (T,)"""
+    mean: np.ndarray
+    """shape (G,)"""
+    components: np.ndarray
+    """shape (K, G)"""
+    weights: np.ndarray
+    """shape (T, K); with two types (1, K), for the second of them"""
+    bias: np.ndarray
+    """shape (T,), or (1,)"""
+
+    @classmethod
+    def of(cls, X: np.ndarray, types: np.ndarray) -> "Labeller":
+        """Learn from cells (n_cells, G) and the names of their types (n_cells,)."""
+        names = np.unique(types)
+        if len(names) == 1:
+            return cls(names, X[0], X[:0], np.zeros((1, 0)), np.zeros(1))
+        pca = PCA(max(1, min(LABEL_PCS, *(size - 1 for size in X.shape))), random_state=0)
+        found = LogisticRegression(max_iter=1000).fit(pca.fit_transform(X), types)
+        return cls(names, pca.mean_, pca.components_, found.coef_, found.intercept_)
+
+    def label(self, X: np.ndarray) -> np.ndarray:
+        """Return the name of each cell's type, given log values (n_cells, G)."""
+        score = (X - self.mean) @ self.components.T @ self.weights.T + self.bias
+        chosen = score.argmax(1) if len(self.weights) > 1 else (score[:, 0] > 0).astype(int)
+        labels: np.ndarray = self.names[chosen]
+        return labels
+
+    def content(self) -> dict[str, Any]:
+        """Return everything as tensors and lists."""
+        arrays = {name: torch.from_numpy(value) for name, value in vars(self).items() if name != "names"}
+        return {"names": self.names.tolist(), **arrays}
+
+    @classmethod
+    def from_content(cls, content: dict[str, Any]) -> "Labeller":
+        """Read what `content` returned."""
+        arrays = {name: value.numpy() for name, value in content.items() if name != "names"}
+        return cls(np.array(content["names"]), **arrays)
 
 
 @dataclass(frozen=True)
 class Unconditional:
-    """A generator that is not told what type to make; a classifier trained on the training cells labels its cells.
+    """A generator that is not told what type to make; a classifier trained on the training cells labels its cells."""
 
-    The classifier is a logistic regression on 30 principal components of the log values.
-    """
-
-    values: LogValues
-    draw: Draw
-    networks: Mapping[str, nn.Module]
+    memory: Memory
+    sampler: Any
+    """a module; `draw(n)` makes log values (n, n_genes)"""
     losses: pd.DataFrame
-    labeller: Pipeline | None = field(repr=False)
-    """None if there is one type"""
+    labeller: Labeller
 
     @classmethod
-    def of(
-        cls, data: TrainingCells, draw: Draw, networks: Mapping[str, nn.Module], losses: pd.DataFrame
-    ) -> "Unconditional":
+    def of(cls, data: TrainingCells, sampler: nn.Module, losses: pd.DataFrame) -> "Unconditional":
         """Add the classifier to a trained generator."""
-        values, labeller = data.values, None
-        if len(values.frame.type_sizes) > 1:
-            n_pcs = max(1, min(LABEL_PCS, *(size - 1 for size in values.X.shape)))
-            labeller = make_pipeline(PCA(n_pcs, random_state=0), LogisticRegression(max_iter=1000))
-            labeller.fit(values.X, values.types)
-        return cls(values, draw, networks, losses, labeller)
-
-    def label(self, X: np.ndarray) -> np.ndarray:
-        """Return the name of each cell's type, given log values (n_cells, n_genes)."""
-        if self.labeller is None:
-            return np.repeat(list(self.values.frame.type_sizes), len(X))
-        found: np.ndarray = self.labeller.predict(X)
-        return found
+        return cls(data.values.memory, sampler, losses, Labeller.of(data.values.X, data.values.types))
 
 
 @torch.no_grad()
@@ -141,7 +170,7 @@ def sample(model: Unconditional, n_cells: int, *, cell_type: str | None = None, 
     UserError
         If the number is not positive, there is no such type, or it does not turn up often enough.
     """
-    frame, rng = model.values.frame, np.random.default_rng(seed)
+    frame, rng = model.memory.frame, np.random.default_rng(seed)
     frame.check(n_cells, cell_type)
     parts: list[sp.csr_matrix] = []
     types: list[np.ndarray] = []
@@ -149,10 +178,10 @@ def sample(model: Unconditional, n_cells: int, *, cell_type: str | None = None, 
     n_draws = MOST_DRAWS * -(-n_cells // CELLS_AT_ONCE)
     with reproducible(seed):
         for _ in range(n_draws):
-            X = model.draw(CELLS_AT_ONCE).cpu().numpy()
-            labels = model.label(X)
+            X = model.sampler.draw(CELLS_AT_ONCE).cpu().numpy()
+            labels = model.labeller.label(X)
             kept = np.flatnonzero((labels == cell_type) | (cell_type is None))[: n_cells - found]
-            parts.append(model.values.back(X[kept], labels[kept], rng))
+            parts.append(model.memory.back(X[kept], labels[kept], rng))
             types.append(labels[kept])
             found += len(kept)
             if found == n_cells:
@@ -161,6 +190,46 @@ def sample(model: Unconditional, n_cells: int, *, cell_type: str | None = None, 
         f"the generator made {found} of {n_cells} cells of type {cell_type} in {n_draws * CELLS_AT_ONCE} draws: draw "
         "freely (leave out --cell-type), train it longer, or take a method that is told the type"
     )
+
+
+def content_of(model: Model, method: str, params: BaselineParams) -> dict[str, Any]:
+    """Return what model.pt holds: tensors, numbers, strings, lists and dicts only."""
+    content = {
+        "format": FORMAT, "method": method, "params": asdict(params), "memory": model.memory.content(),
+        "weights": model.sampler.state_dict(),
+    }  # fmt: skip
+    return content | ({"labeller": model.labeller.content()} if isinstance(model, Unconditional) else {})
+
+
+def load(path: Path, *, device: Device = "auto") -> tuple[Model, str, BaselineParams]:
+    """Read a model from model.pt.
+
+    Returns
+    -------
+    The model, to be given to its method's `sample`, the method's name, and its hyperparameters.
+
+    Raises
+    ------
+    UserError
+        If the file is missing, damaged, or not a baseline's model.
+    """
+    content = read_tensors(path)
+    if content["format"] != FORMAT:
+        raise UserError(f"{path} is a {content['format']}, and no {FORMAT}: give the model.pt of a baseline's run")
+    try:
+        name = content["method"]
+        method: Any = load_method(name)
+        params = type(BASELINES[name]["tuned"])(**content["params"])
+        memory = Memory.from_content(content["memory"])
+        sampler = method.make(memory.frame, params)
+        sampler.load_state_dict(content["weights"])
+        sampler.to(choose_device(device)).eval().requires_grad_(False)
+        if method.LABELS == "given":
+            return Conditional(memory, sampler, method.draw, pd.DataFrame()), name, params
+        labeller = Labeller.from_content(content["labeller"])
+        return Unconditional(memory, sampler, pd.DataFrame(), labeller), name, params
+    except (KeyError, TypeError, RuntimeError) as error:
+        raise UserError(f"{path} lacks parts of a model ({error}): give the model.pt of a finished run") from error
 
 
 P = TypeVar("P", bound=BaselineParams)
@@ -210,6 +279,12 @@ def script(
         args = parse(method, argv, doc)
         check_seed(args.seed)
         torch.use_deterministic_algorithms(True, warn_only=True)
+        if args.from_ is not None:
+            draw_from(
+                args, Args(CellSource(), BASELINES[method]["tuned"]), argv, load=load, draw=partial(_draw_more, method),
+                describe=lambda m: {"dataset": m[0].memory.frame.dataset, "method": m[1], "params": asdict(m[2])},
+            )  # fmt: skip
+            return
         clock = Stopwatch()
         with clock.stage("loading"):
             cells, held = load_split(args.source, args.holdout, args.seed)
@@ -223,23 +298,33 @@ def script(
             model = fit(cells, args.params, seed=args.seed, device=args.device, report=report)
         with clock.stage("sampling"):
             drawn = sample(model, n_cells, cell_type=args.cell_type, seed=args.seed)
-        print_notes(model.values.notes)
-        for old in ("run.json", "heldout.csv"):  # of an earlier run; until this one is whole there is no run.json
-            (folder / old).unlink(missing_ok=True)
+        print_notes(model.memory.notes)
+        forget_result(folder)
         write_cells(folder, drawn)
         write_table(folder / "losses.csv", model.losses)
         write_held(folder, held)
-        weights = {part: network.state_dict() for part, network in model.networks.items()}
-        write_tensors(folder / "model.pt", {"format": FORMAT, "method": method, **weights})
+        write_tensors(folder / "model.pt", content_of(model, method, args.params))
         write_json(folder / "run.json", record_of(
             cells, args.source, argv=argv, method=name, preset=args.preset, seed=args.seed, holdout=args.holdout,
-            params=asdict(args.params), notes=model.values.notes, device=device, clock=clock, baseline=method,
+            params=asdict(args.params), notes=model.memory.notes, device=device, clock=clock, baseline=method,
             labels=labels, steps=_last(model.losses),
         ))  # fmt: skip
         seconds = sum(stage["seconds"] for stage in clock.stages.values())
         console.print(escape(f"wrote cells, losses, model and run.json to {folder} in {seconds:.0f} s"), soft_wrap=True)
 
     return main
+
+
+def _draw_more(method: str, args: Args, loaded: tuple[Model, str, BaselineParams], folder: Path) -> AnnData:
+    """Draw from a model that was read, and write the cells."""
+    model, trained, _ = loaded
+    if trained != method:
+        raise UserError(f"{args.from_} is a run of {trained}: draw from it with its own script")
+    n_cells = len(model.memory.types) if args.n_cells is None else args.n_cells
+    drawn: AnnData = load_method(method).sample(model, n_cells, cell_type=args.cell_type, seed=args.seed)
+    forget_result(folder)
+    write_cells(folder, drawn)
+    return drawn
 
 
 def _last(losses: pd.DataFrame) -> int:

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import dataclass
-from typing import Protocol, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 import pandas as pd
@@ -28,6 +28,7 @@ from common.metrics.fidelity import median_squared_distance, mmd
 from common.scale import to_log
 from config import BaselineParams
 
+CELLS_AT_ONCE = 1000  # bounds the memory of sampling
 CHECK_CELLS = 500  # generated at each check, the same noise every time
 CHECK_PCS = 30
 CHECK_SEED = 0
@@ -46,26 +47,35 @@ def reproducible(seed: int) -> Iterator[None]:
 
 
 @dataclass(frozen=True)
-class LogValues:
-    """The training cells on the scale on which networks learn, and the way back to the input's."""
+class Memory:
+    """What drawing cells needs to know of the training cells, beside weights: nothing of a cell but its size."""
 
     frame: Frame
-    X: np.ndarray
-    """log1p of counts scaled to the median library size, log1p of linear values, others as they came;
-    (n_cells, n_genes)"""
     types: np.ndarray
     """name of each cell's type, shape (n_cells,)"""
     sizes: np.ndarray
-    """library size of each cell, shape (n_cells,); of counts only"""
+    """library size of each cell, shape (n_cells,); of linear and log values the sum of the linear ones"""
     notes: list[str]
+    """what a user should know of them"""
+
+    def content(self) -> dict[str, Any]:
+        """Return everything as tensors, strings, lists and dicts."""
+        frame = {**vars(self.frame), "genes": list(self.frame.genes)}
+        return {"frame": frame, "types": self.types.tolist(), "sizes": torch.from_numpy(self.sizes)}
 
     @classmethod
-    def of(cls, cells: AnnData) -> "LogValues":
-        """Prepare training cells; those without counts are left out. Errors as of `common.checks.make_learnable`."""
-        cells, notes = make_learnable(cells)
-        sizes = np.asarray(cells.X.sum(1, dtype=np.float64)).ravel()
-        log = to_log(cells.X, cells.uns["scale"], float(np.median(sizes)))
-        return cls(Frame.of(cells), log.toarray(), cells.obs["cell_type"].astype(str).to_numpy(), sizes, notes)
+    def from_content(cls, content: dict[str, Any]) -> "Memory":
+        """Read what `content` returned."""
+        frame = Frame(**{**content["frame"], "genes": pd.Index(content["frame"]["genes"])})
+        return cls(frame, np.array(content["types"]), content["sizes"].numpy(), notes=[])
+
+    def like(self, codes: Tensor, rng: np.random.Generator) -> np.ndarray:
+        """Return a training cell of each one's type, at random: its row, given codes of types, both (n_cells,)."""
+        names = np.array(list(self.frame.type_sizes))[codes.cpu()]
+        rows = np.empty(len(names), dtype=int)
+        for name in np.unique(names):
+            rows[names == name] = rng.choice(np.flatnonzero(self.types == name), (names == name).sum())
+        return rows
 
     def whole(self, x: Tensor) -> Tensor:
         """Bring generated log values (n_cells, n_genes) near to what `back` makes of them, for a network to judge.
@@ -108,6 +118,30 @@ class LogValues:
             X *= (size / np.where(total > 0, total, 1))[:, None]
             X = np.floor(X + rng.random(X.shape))
         return sp.csr_matrix(X, dtype=np.float32)
+
+
+@dataclass(frozen=True)
+class LogValues(Memory):
+    """The training cells on the scale on which networks learn."""
+
+    X: np.ndarray
+    """log1p of counts scaled to the median library size, log1p of linear values, others as they came;
+    (n_cells, n_genes)"""
+
+    @classmethod
+    def of(cls, cells: AnnData) -> "LogValues":
+        """Prepare training cells; those without counts are left out. Errors as of `common.checks.make_learnable`."""
+        cells, notes = make_learnable(cells)
+        scale, sizes = cells.uns["scale"], np.asarray(cells.X.sum(1, dtype=np.float64)).ravel()
+        X = to_log(cells.X, scale, float(np.median(sizes))).toarray()
+        if scale in ("linear", "log"):
+            sizes = np.expm1(X).sum(1).astype(np.float64)
+        return cls(Frame.of(cells), cells.obs["cell_type"].astype(str).to_numpy(), sizes, notes, X)
+
+    @property
+    def memory(self) -> Memory:
+        """What is kept when training is over."""
+        return Memory(self.frame, self.types, self.sizes, self.notes)
 
 
 @dataclass(frozen=True)

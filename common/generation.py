@@ -1,19 +1,20 @@
 """What the script of every generator does beside its method: real cells in and split, its folder, its record."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, Generic, TypeVar
+from typing import Annotated, Any, Generic, TypeVar
 
 import torch
+import tyro
 from anndata import AnnData
 from rich.markup import escape
 
 from common.cli import console, errors
 from common.data import CellSource, load_cells, select_genes, split_cells
-from common.device import Device
+from common.device import Device, choose_device
 from common.errors import UserError
-from common.run import Stopwatch, environment, write_table
+from common.run import Stopwatch, check_writable, digest, environment, write_json, write_table
 from config import RESULTS_DIR, SEED
 
 P = TypeVar("P")
@@ -39,6 +40,8 @@ class GeneratorArgs(Generic[P]):
     """draw this type only"""
     holdout: float = 0.0
     """share of each type's cells kept away from everything, to judge the result by; listed in heldout.csv"""
+    from_: Annotated[Path | None, tyro.conf.arg(name="from")] = None
+    """draw from the finished run in this folder, without training"""
 
 
 def preset_of(argv: Sequence[str], default: str) -> str:
@@ -100,6 +103,64 @@ def write_held(folder: Path, held: AnnData | None) -> None:
     """Write the names of held-out cells, if there are any, to heldout.csv."""
     if held is not None:
         write_table(folder / "heldout.csv", held.obs[["cell_type"]].rename_axis("cell").reset_index())
+
+
+def forget_result(folder: Path) -> None:
+    """Remove what an earlier run left: until a new one is whole there is no run.json."""
+    for old in ("run.json", "heldout.csv"):
+        (folder / old).unlink(missing_ok=True)
+
+
+A = TypeVar("A", bound=GeneratorArgs)
+M = TypeVar("M")
+
+
+def draw_from(
+    args: A, plain: A, argv: list[str], *, load: Callable[..., M], draw: Callable[[A, M, Path], AnnData],
+    describe: Callable[[M], dict[str, Any]],
+) -> tuple[M, AnnData]:  # fmt: skip
+    """Draw cells from the finished run that --from names, which has its data and parameters already.
+
+    Parameters
+    ----------
+    plain
+        Flags as they are when none is given.
+    load
+        Reads model.pt, given its path and device.
+    draw
+        Draws the cells and writes them into a folder.
+    describe
+        Returns what run.json says of the model: dataset, method, params.
+
+    Raises
+    ------
+    UserError
+        If a flag is given that the run has settled, there is no model, or the folder belongs to another run.
+    """
+    assert args.from_ is not None
+    settled = ("source", "params", "preset", "name", "holdout", "resume")
+    given = [name for name in settled if getattr(args, name, None) != getattr(plain, name, None)]
+    if given:
+        raise UserError(
+            f"--from draws from a finished run, which settles its {' and '.join(given)}: leave those flags out"
+        )
+    folder, path = args.out or args.from_ / f"drawn_seed{args.seed}", args.from_ / "model.pt"
+    if folder.resolve() == args.from_.resolve():
+        raise UserError(f"{folder} is the run that is drawn from: give another folder with --out")
+    model = load(path, device=args.device)
+    check_writable(folder)
+    if (folder / "model.pt").exists():
+        raise UserError(f"{folder} holds a run with a model of its own: give another folder with --out")
+    clock = Stopwatch()
+    with clock.stage("sampling"):
+        drawn = draw(args, model, folder)
+    write_json(folder / "run.json", {
+        "argv": argv, "drawn_from": str(args.from_.resolve()), **describe(model),
+        "sha256": {"model.pt": digest(path.read_bytes())}, "seed": args.seed,
+        **environment(choose_device(args.device)), "stages": clock.stages,
+    })  # fmt: skip
+    console.print(f"wrote cells.h5ad, cells.csv and run.json to {escape(str(folder))}", soft_wrap=True)
+    return model, drawn
 
 
 def record_of(

@@ -12,7 +12,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Any, Literal, TypeVar
 
 import pandas as pd
 import torch
@@ -28,7 +28,9 @@ from common.errors import UserError
 from common.generation import (
     GeneratorArgs,
     check_seed,
+    draw_from,
     folder_of,
+    forget_result,
     load_split,
     preset_of,
     print_notes,
@@ -41,7 +43,6 @@ from common.run import (
     Stopwatch,
     check_writable,
     digest,
-    environment,
     write_cells,
     write_json,
     write_table,
@@ -69,8 +70,6 @@ class Args(GeneratorArgs[P]):
     """also draw the paper's six sizes, 0.25 to 1.5 times the training cells, as cells_<fraction>n"""
     resume: bool = False
     """go on with the folder's interrupted run"""
-    from_: Annotated[Path | None, tyro.conf.arg(name="from")] = None
-    """draw from the finished run in this folder, without training"""
 
 
 def parse(argv: Sequence[str]) -> Args[GarageParams] | Args[PaperParams]:
@@ -132,8 +131,9 @@ def _draw(args: Args, model: Garage, folder: Path) -> AnnData:
 
     drawn = draw(n_cells)
     sizes = [f"cells_{fraction:g}n" for fraction in FRACTIONS]
-    for old in ("run.json", "heldout.csv", *(f"{size}.{kind}" for size in sizes for kind in ("h5ad", "csv"))):
-        (folder / old).unlink(missing_ok=True)  # of an earlier run; until this one is whole there is no run.json
+    forget_result(folder)
+    for old in (f"{size}.{kind}" for size in sizes for kind in ("h5ad", "csv")):
+        (folder / old).unlink(missing_ok=True)
     write_cells(folder, drawn)
     for fraction, size in zip(FRACTIONS, sizes, strict=True) if args.fractions else ():
         cells = draw(max(1, int(fraction * sum(model.type_counts))))
@@ -143,36 +143,12 @@ def _draw(args: Args, model: Garage, folder: Path) -> AnnData:
 
 
 def _draw_more(args: Args, argv: list[str]) -> None:
-    """Draw from a finished run, which has its data and parameters already."""
-    assert args.from_ is not None
-    plain = type(args)(source=CellSource(), params=type(args.params)())
-    given = [
-        name
-        for name in ("source", "params", "preset", "name", "holdout", "resume")
-        if getattr(args, name) != getattr(plain, name)
-    ]
-    if given:
-        raise UserError(
-            f"--from draws from a finished run, which settles its {' and '.join(given)}: leave those flags out"
-        )
-    folder = args.out or args.from_ / f"drawn_seed{args.seed}"
-    if folder.resolve() == args.from_.resolve():
-        raise UserError(f"{folder} is the run that is drawn from: give another folder with --out")
-    model = load(args.from_ / "model.pt", device=args.device)
-    _composition(args, model.types)
-    check_writable(folder)
-    if (folder / "model.pt").exists():
-        raise UserError(f"{folder} holds a run with a model of its own: give another folder with --out")
-    clock = Stopwatch()
-    with clock.stage("sampling"):
-        drawn = _draw(args, model, folder)
-    write_json(folder / "run.json", {
-        "argv": argv, "drawn_from": str(args.from_.resolve()), "dataset": model.dataset, "method": model.preset,
-        "sha256": {"model.pt": digest((args.from_ / "model.pt").read_bytes())},
-        "seed": args.seed, "params": asdict(model.params), **environment(model.device), "stages": clock.stages,
-    })  # fmt: skip
+    """Draw from a finished run."""
+    model, drawn = draw_from(
+        args, type(args)(source=CellSource(), params=type(args.params)()), argv, load=load, draw=_draw,
+        describe=lambda model: {"dataset": model.dataset, "method": model.preset, "params": asdict(model.params)},
+    )  # fmt: skip
     console.print(_summary(model, drawn))
-    console.print(f"wrote cells.h5ad, cells.csv and run.json to {escape(str(folder))}", soft_wrap=True)
 
 
 def _warn_of_hours(cells: AnnData, params: PaperParams) -> None:

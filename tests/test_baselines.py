@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import fields, replace
+from types import SimpleNamespace
 
 import anndata
 import numpy as np
@@ -17,7 +18,7 @@ from scipy.stats import norm
 from torch import nn
 
 from benchmarking import baseline
-from benchmarking.adversarial import Duel, r1
+from benchmarking.adversarial import Duel, FromNoise, r1
 from benchmarking.baseline import METHODS, load_method, parse
 from benchmarking.sota import fgan, gan, lsh_gan, vae, wgan
 from benchmarking.training import Criterion, LogValues, TrainingCells, prepare, train
@@ -100,7 +101,12 @@ def test_a_run_writes_what_the_contract_says(name, scale, toy, tmp_path):
     run = load_run(folder)  # as the judges read it
     assert run.train.n_obs == run.held.n_obs == 36 and run.method == name
     weights = torch.load(folder / "model.pt", weights_only=True)
-    assert weights["method"] == name and any(isinstance(part, dict) for part in weights.values())
+    assert weights["method"] == name
+
+    method.main(["--from", str(folder), "--seed", "1"])  # later, by model.pt alone
+    later = anndata.read_h5ad(folder / "drawn_seed1" / "cells.h5ad")
+    assert (later.X != cells.X).nnz == 0 and (later.obs["cell_type"] == cells.obs["cell_type"]).all()
+    assert load_run(folder / "drawn_seed1").method == name
 
     method.main([*flags, "--out", str(tmp_path / "again")])
     assert (tmp_path / "again" / "cells.csv").read_bytes() == (folder / "cells.csv").read_bytes()
@@ -127,6 +133,38 @@ def test_flags_of_the_run(toy, tmp_path, monkeypatch, capsys):
         with pytest.raises(SystemExit):
             gan.main([*flags, *wrong])
         assert told in capsys.readouterr().err.replace("\n", " ")
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_a_model_keeps_no_expression_of_a_cell(toy, name):
+    """But for the kept cells, which are LSH-GAN's input."""
+    model = load_method(name).fit(toy, small(name), seed=0, device="cpu")
+    tensors = [*model.sampler.state_dict().values(), *model.memory.content().values()]
+    rows = {row.tobytes() for t in tensors if torch.is_tensor(t) and t.shape[-1:] == (20,) for row in t.numpy()}
+    assert any(row.tobytes() in rows for row in LogValues.of(toy).X) == (name == "lsh_gan")
+
+
+def test_what_cannot_be_drawn_from(toy, tmp_path, capsys):
+    toy.write_h5ad(tmp_path / "toy.h5ad")
+    run = tmp_path / "run"
+    gan.main(["--input", str(tmp_path / "toy.h5ad"), *flags_of(small("gan")), "--out", str(run)])
+    torch.save({"format": "garage-model-1"}, tmp_path / "model.pt")
+    broken = torch.load(run / "model.pt", weights_only=True)
+    (tmp_path / "broken").mkdir()
+    torch.save({**broken, "weights": {}}, tmp_path / "broken" / "model.pt")
+    for main, folder, flags, told in (
+        (wgan.main, run, [], "is a run of gan"),
+        (gan.main, tmp_path, [], "is a garage-model-1"),
+        (gan.main, tmp_path / "broken", [], "lacks parts of a model"),
+        (gan.main, tmp_path / "nowhere", [], "is missing"),
+        (gan.main, run, ["--holdout", "0.5"], "settles its holdout"),
+        (gan.main, run, ["--cell-type", "NKT"], "did you mean 'NK'"),
+        (gan.main, run, ["--out", str(run)], "give another folder"),
+    ):
+        with pytest.raises(SystemExit) as stop:
+            main(["--from", str(folder), *flags])
+        assert stop.value.code == 2 and told in capsys.readouterr().err.replace("\n", " ")
+    assert {path.name for path in run.iterdir()} == {"cells.h5ad", "cells.csv", "losses.csv", "model.pt", "run.json"}
 
 
 @pytest.mark.parametrize("name", METHODS)
@@ -219,7 +257,7 @@ def test_counts_are_brought_to_the_median_library_size(toy):
 
 def with_generator(toy, draw):
     data = prepare(toy, BaselineParams(), seed=0, device="cpu")
-    return baseline.Unconditional.of(data, draw, {}, pd.DataFrame())
+    return baseline.Unconditional.of(data, SimpleNamespace(draw=draw), pd.DataFrame())
 
 
 def test_the_classifier_names_the_types_that_come(toy):
@@ -348,10 +386,10 @@ def duel_with(params, **parts):
     data = prepare(make_toy(), params, seed=0, device="cpu")
     turns = []
     known = {
-        "generator": nn.Linear(3, 20), "critic": nn.Linear(20, 1),
+        "generator": FromNoise(nn.Linear(3, 20), 3), "critic": nn.Linear(20, 1),
         "critic_loss": lambda real, fake: (turns.append("c"), (fake - real).mean())[1],
         "generator_loss": lambda real, fake: (turns.append("g"), -fake.mean())[1],
-        "noise": lambda n: torch.randn(n, 3), "optimizer": torch.optim.SGD,
+        "optimizer": torch.optim.SGD,
     }  # fmt: skip
     return Duel(**known | parts).fit(data, params, report=lambda *a, **k: None), "".join(turns)
 
@@ -366,12 +404,13 @@ def test_turns_are_taken_as_told(critic, generator, turns):
 
 def test_cells_are_drawn_from_the_averaged_weights():
     seen = []
-    generator = nn.Linear(3, 20)
-    generator.register_forward_hook(lambda *_: seen.append(generator.weight.detach().clone()))
-    model, _ = duel_with(small("gan", budget=3, validation=0.0, ema_decay=0.75, generator_lr=5.0), generator=generator)
-    a, b, c = seen[2], seen[4], generator.weight.detach()  # after each of the three steps
+    network = nn.Linear(3, 20)
+    network.register_forward_hook(lambda *_: seen.append(network.weight.detach().clone()))
+    params = small("gan", budget=3, validation=0.0, ema_decay=0.75, generator_lr=5.0)
+    model, _ = duel_with(params, generator=FromNoise(network, 3))
+    a, b, c = seen[2], seen[4], network.weight.detach()  # after each of the three steps
     average = 0.75 * (0.75 * a + 0.25 * b) + 0.25 * c
-    torch.testing.assert_close(model.networks["generator"].module.weight, average)
+    torch.testing.assert_close(model.sampler.network.weight, average)
     assert not torch.allclose(average, c)
 
 
@@ -431,12 +470,13 @@ def test_wgan_estimates_the_wasserstein_distance_of_a_shift():
 
 
 @pytest.mark.parametrize("clip", [0.01, 0.05])
-def test_wgan_weights_stay_within_the_clip(toy, clip):
+def test_wgan_weights_stay_within_the_clip(toy, clip, monkeypatch):
     params = WganParams(budget=40, check_every=10, critic_lr=0.05, clip=clip, critic_hidden=(8,), validation=0.0)
+    critic = wgan.make_critic(20, params)
+    monkeypatch.setattr(wgan, "make_critic", lambda *_: critic)
     model = wgan.fit(toy, params, seed=0, device="cpu")
-    largest = [float(weights.abs().max()) for weights in model.networks["critic"].parameters()]
-    assert max(largest) == pytest.approx(clip)
-    assert max(float(w.abs().max()) for w in model.networks["generator"].parameters()) > clip
+    assert max(float(weights.abs().max()) for weights in critic.parameters()) == pytest.approx(clip)
+    assert max(float(w.abs().max()) for w in model.sampler.parameters()) > clip
 
 
 # ---------------------------------------------------------------------------------------------- fgan
@@ -537,7 +577,7 @@ def test_the_tuned_posterior_does_not_collapse_and_the_published_one_does(toy):
     tuned, paper = (
         vae.fit(toy, replace(BASELINES["vae"][preset], **short), seed=0, device="cpu") for preset in ("tuned", "paper")
     )
-    spread = [torch.var(model.networks["vae"].decoder(torch.randn(500, 1)), 0).sum() for model in (tuned, paper)]
+    spread = [torch.var(model.sampler.decoder(torch.randn(500, 1)), 0).sum() for model in (tuned, paper)]
     total = LogValues.of(toy).X.var(0).sum()
     assert tuned.losses["kl"].iloc[-1] > 1  # nats a cell
     assert spread[0] > 0.2 * total
@@ -548,10 +588,10 @@ def test_generated_values_vary_about_the_decoder_s_mean_as_the_cells_do(toy):
     draws = {}
     for likelihood in ("normal", "squared_error"):
         model = vae.fit(toy, small("vae", likelihood=likelihood), seed=0, device="cpu")
-        model.networks["vae"].decoder[-1].weight.data.zero_()
+        model.sampler.decoder[-1].weight.data.zero_()
         with torch.no_grad():
-            draws[likelihood] = model.draw(20_000).var(0)
-            noise = torch.exp(model.networks["vae"].noise)
+            draws[likelihood] = model.sampler.draw(20_000).var(0)
+            noise = torch.exp(model.sampler.noise)
     torch.testing.assert_close(draws["normal"], noise, rtol=0.05, atol=1e-4)
     assert (draws["squared_error"] < 1e-9).all()
 
@@ -639,9 +679,9 @@ def test_the_generator_is_fed_kept_cells_as_told(toy, monkeypatch):
         model = lsh_gan.fit(toy, params, seed=0, device="cpu")
         training = share(torch.cat(fed))
         assert 0.1 < training < 0.6
-        hook = model.networks["generator"].module.register_forward_pre_hook(lambda _, z: fed.append(z[0]))
+        hook = model.sampler.network.register_forward_pre_hook(lambda _, z: fed.append(z[0]))
         fed.clear()
-        model.draw(2000)
+        model.sampler.draw(2000)
         hook.remove()
         assert share(fed[0]) == pytest.approx(training if drawn else 0, abs=0.06)
 

@@ -2,6 +2,7 @@
 
 import importlib
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -14,7 +15,7 @@ from sklearn.linear_model import LogisticRegression
 from torch import nn
 
 from benchmarking.baseline import Unconditional
-from benchmarking.scrna_seq_specific import conditional, oversampling, scgan, scvae
+from benchmarking.scrna_seq_specific import conditional, oversampling, scgan, scgan_networks, scvae
 from benchmarking.scrna_seq_specific.diffusion import Diffusion, NoisyNet, noise_schedule
 from benchmarking.scrna_seq_specific.likelihoods import nb_log_likelihood, normal_kl, zinb_log_likelihood
 from benchmarking.training import LogValues, prepare
@@ -100,12 +101,15 @@ def test_values_come_back_from_the_scale_on_which_methods_see_them(toy):
         values = LogValues.of(cells)
         made = torch.from_numpy(np.expm1(cells.X.toarray()) if scale == "log" else cells.X.toarray())
         assert conditional.as_seen(made, values).numpy() == pytest.approx(values.X, rel=1e-4, abs=1e-5)
-        assert conditional.as_given(made, values) == pytest.approx(cells.X.toarray(), rel=1e-4, abs=1e-5)
+        sampler = nn.Linear(1, 1)  # a module that makes the same cells whatever it is told
+        sampler.draw = lambda types, size, made=made: made
+        drawn = conditional.draw_sized(sampler, torch.zeros(72, dtype=int), values, np.random.default_rng(0))
+        assert drawn == pytest.approx(cells.X.toarray(), rel=1e-4, abs=1e-5)
 
 
 def test_like_gives_cells_of_the_types_asked_for(toy):
     values, codes = LogValues.of(toy), torch.tensor([2, 0, 1, 1, 2])
-    rows = conditional.like(values, codes, np.random.default_rng(0))
+    rows = values.like(codes, np.random.default_rng(0))
     assert list(values.types[rows]) == ["T", "B", "NK", "NK", "T"]
 
 
@@ -115,9 +119,9 @@ def test_like_gives_cells_of_the_types_asked_for(toy):
 def test_the_library_size_layer_brings_cells_to_the_drawn_size():
     torch.manual_seed(0)
     size = torch.tensor([[1.0], [250.0], [31_000.0]])
-    assert scgan.to_library_size(torch.rand(3, 7), size).sum(1).numpy() == pytest.approx([1, 250, 31_000])
-    assert not scgan.to_library_size(torch.zeros(3, 7), size).any()
-    generator = scgan.Generator(7, 2, ScganParams(latent_dim=5, generator_hidden=(9, 8)))
+    assert scgan_networks.to_library_size(torch.rand(3, 7), size).sum(1).numpy() == pytest.approx([1, 250, 31_000])
+    assert not scgan_networks.to_library_size(torch.zeros(3, 7), size).any()
+    generator = scgan_networks.Generator(7, 2, ScganParams(latent_dim=5, generator_hidden=(9, 8)))
     made = generator(torch.randn(3, 5), torch.tensor([0, 1, 1]), size)
     assert made.sum(1).detach().numpy() == pytest.approx([1, 250, 31_000], rel=1e-4) and (made >= 0).all()
 
@@ -136,7 +140,7 @@ def test_the_gradient_penalty_is_that_of_hand_computation():
     torch.manual_seed(0)
     real, fake, types = torch.randn(64, 4), torch.randn(64, 4), torch.zeros(64, dtype=torch.long)
     w = torch.tensor([3.0, 0.0, 4.0, 0.0])
-    assert float(scgan.gradient_penalty(lambda x, t: x @ w, real, fake, types)) == pytest.approx(16)
+    assert float(scgan_networks.gradient_penalty(lambda x, t: x @ w, real, fake, types)) == pytest.approx(16)
     # slope of |x|^2 / 2 is x, here a point between 0 and a unit vector's triple: E (3u - 1)^2 of u uniform is 1
     seen = []
 
@@ -146,19 +150,19 @@ def test_the_gradient_penalty_is_that_of_hand_computation():
 
     n = 20_000
     unit = torch.tensor([[3.0, 0.0]]).repeat(n, 1)
-    penalty = scgan.gradient_penalty(critic, torch.zeros(n, 2), unit, types)
+    penalty = scgan_networks.gradient_penalty(critic, torch.zeros(n, 2), unit, types)
     assert float(penalty) == pytest.approx(1, abs=0.04)
     assert 0 <= float(seen[0][:, 0].min()) < 0.01 and 2.99 < float(seen[0][:, 0].max()) <= 3
 
 
 def test_types_normalise_and_project_each_in_their_own_way():
     torch.manual_seed(0)
-    layer = scgan.TypeBatchNorm(3, 2)
+    layer = scgan_networks.TypeBatchNorm(3, 2)
     layer.scale.weight.data[1], layer.shift.weight.data[1] = 5.0, -2.0
     h, types = torch.randn(50, 3) * 4 + 7, torch.arange(50) % 2
     plain = nn.BatchNorm1d(3, affine=False)(h)
     assert torch.allclose(layer(h, types), torch.where((types == 1)[:, None], 5 * plain - 2, plain))
-    critic = scgan.Critic(3, 2, ScganParams(critic_hidden=(6, 4)))
+    critic = scgan_networks.Critic(3, 2, ScganParams(critic_hidden=(6, 4)))
     assert torch.equal(critic(h, types), critic(h, 1 - types))  # types start without a say
     critic.types.weight.data.normal_()
     projection = (critic.body(h) * critic.types(types)).sum(1)
@@ -295,7 +299,7 @@ def test_oversampling_balances_the_types_and_keeps_validation_apart(toy):
 class First:
     """Says the type by the first gene."""
 
-    def predict(self, X):
+    def label(self, X):
         return np.array(list(TOY_SIZES))[X[:, 0].astype(int)]
 
 
@@ -306,7 +310,7 @@ def test_drawing_undoes_the_balance(toy, made):
     def draw(n):
         return torch.cat([torch.tensor(made)[torch.randint(len(made), (n, 1))], torch.rand(n, 19)], dim=1)
 
-    model = Unconditional(values, draw, {}, pd.DataFrame(), First())
+    model = Unconditional(values.memory, SimpleNamespace(draw=draw), pd.DataFrame(), First())
     drawn = oversampling.sample(model, 72, seed=0)
     sizes = drawn.obs["cell_type"].value_counts().to_dict()
     assert drawn.n_obs == 72 and len(np.unique(drawn.X.toarray(), axis=0)) == 72

@@ -39,7 +39,7 @@ def sample(model: Unconditional, n_cells: int, *, cell_type: str | None = None, 
     """
     if cell_type is not None:
         return baseline.sample(model, n_cells, cell_type=cell_type, seed=seed)
-    frame = model.values.frame
+    frame = model.memory.frame
     frame.check(n_cells, cell_type)
     parts, missing = [], 0
     for name, n in zip(frame.type_sizes, compose(np.array(list(frame.type_sizes.values())), n_cells), strict=True):

@@ -9,20 +9,18 @@ Types reach the generator by batch normalisation with scale and shift of the typ
 How it differs from the paper: docs/baselines.md.
 """
 
-from itertools import pairwise
+from typing import Any
 
-import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from benchmarking.baseline import script
-from benchmarking.scrna_seq_specific.conditional import LABELS, Conditional, as_given, as_seen, like, sample
-from benchmarking.scrna_seq_specific.layers import TypeBatchNorm, gradient_penalty, to_library_size
+from benchmarking.controls.contract import Frame
+from benchmarking.scrna_seq_specific.conditional import LABELS, Conditional, as_seen, draw_sized, sample
+from benchmarking.scrna_seq_specific.scgan_networks import Critic, Generator, gradient_penalty
 from benchmarking.training import TrainingCells, fit_by, train
 from common.cli import Reporter
-from common.networks import mlp
 from config import ScganParams
 
 __all__ = ["LABELS", "fit", "main", "sample"]  # two of them from conditional.py
@@ -30,64 +28,50 @@ __all__ = ["LABELS", "fit", "main", "sample"]  # two of them from conditional.py
 BETAS = (0.5, 0.9)  # of Adam, as in the paper
 
 
-class Generator(nn.Module):
-    """Noise (n_rows, latent_dim), types (n_rows,) and library sizes (n_rows, 1), if any, to cells (n_rows, n_genes)."""
+class Sampler(nn.Module):
+    """Makes noise, cells from it, and whole counts of these."""
 
-    def __init__(self, n_genes: int, n_types: int, params: ScganParams) -> None:
+    def __init__(self, frame: Frame, params: ScganParams) -> None:
         super().__init__()
-        widths = (params.latent_dim, *params.generator_hidden)
-        self.hidden = nn.ModuleList(nn.Linear(a, b, bias=False) for a, b in pairwise(widths))
-        self.norms = nn.ModuleList(TypeBatchNorm(width, n_types) for width in widths[1:])
-        self.out = nn.Linear(widths[-1], n_genes)
+        self.scale, self.latent_dim = frame.scale, params.latent_dim
+        self.generator = Generator(len(frame.genes), len(frame.type_sizes), params)
 
-    def forward(self, z: Tensor, types: Tensor, size: Tensor | None) -> Tensor:
-        """Generate cells."""
-        for linear, norm in zip(self.hidden, self.norms, strict=True):
-            z = F.relu(norm(linear(z), types))
-        return self.out(z) if size is None else to_library_size(F.relu(self.out(z)), size)
+    def draw(self, types: Tensor, size: Tensor, *, whole: bool = True) -> Tensor:
+        """Draw counts, linear or scaled values (n_rows, n_genes) of types (n_rows,) and library sizes (n_rows, 1)."""
+        z = torch.randn(len(types), self.latent_dim, device=size.device)
+        x: Tensor = self.generator(z, types, None if self.scale == "scaled" else size)
+        if whole and self.scale == "counts":
+            x = x + ((x + torch.rand_like(x)).floor() - x).detach()  # rounding passes the gradient on
+        return x
 
 
-class Critic(nn.Module):
-    """Cells (n_rows, n_genes) on the log scale and types (n_rows,) to verdicts (n_rows,), high for real cells."""
+def make(frame: Frame, params: ScganParams) -> Sampler:
+    """Return what draws cells, untrained."""
+    return Sampler(frame, params)
 
-    def __init__(self, n_genes: int, n_types: int, params: ScganParams) -> None:
-        super().__init__()
-        *hidden, last = params.critic_hidden
-        self.body = nn.Sequential(mlp(n_genes, hidden, last, norm=False, activation=nn.ReLU), nn.ReLU())
-        self.verdict = nn.Linear(last, 1)
-        self.types = nn.Embedding.from_pretrained(torch.zeros(n_types, last), freeze=False)
 
-    def forward(self, x: Tensor, types: Tensor) -> Tensor:
-        """Judge cells."""
-        h = self.body(x)
-        return self.verdict(h).squeeze(1) + (h * self.types(types)).sum(1)
+draw = draw_sized
 
 
 def learn(data: TrainingCells, params: ScganParams, *, report: Reporter) -> Conditional:
     """Train on prepared cells, by PyTorch's own random numbers."""
-    values, scale, on = data.values, data.values.frame.scale, data.X.device
-    sizes = torch.from_numpy(values.sizes if scale == "counts" else np.expm1(values.X).sum(1)).to(data.X)[:, None]
-    n_genes, n_types = data.X.shape[1], len(values.frame.type_sizes)
-    generator, critic = Generator(n_genes, n_types, params).to(on), Critic(n_genes, n_types, params).to(on)
-    average = AveragedModel(generator, multi_avg_fn=get_ema_multi_avg_fn(params.ema_decay), use_buffers=True)
+    values, on = data.values, data.X.device
+    sizes = torch.from_numpy(values.sizes).to(data.X)[:, None]
+    sampler = make(values.frame, params).to(on)
+    critic = Critic(data.X.shape[1], len(values.frame.type_sizes), params).to(on)
+    average = AveragedModel(sampler, multi_avg_fn=get_ema_multi_avg_fn(params.ema_decay), use_buffers=True)
     of_generator, of_critic = (
         torch.optim.Adam(network.parameters(), lr, betas=BETAS, amsgrad=True)
-        for network, lr in ((generator, params.generator_lr), (critic, params.critic_lr))
+        for network, lr in ((sampler, params.generator_lr), (critic, params.critic_lr))
     )
+    drawn_from: Any = average.module
     taken = 0
-
-    def generate(network: nn.Module, types: Tensor, rows: np.ndarray, *, whole: bool) -> Tensor:
-        z = torch.randn(len(rows), params.latent_dim, device=on)
-        x: Tensor = network(z, types, None if scale == "scaled" else sizes[rows])
-        if whole and scale == "counts":
-            x = x + ((x + torch.rand_like(x)).floor() - x).detach()  # rounding passes the gradient on
-        return x
 
     def step(batch: Tensor) -> dict[str, Tensor]:
         nonlocal taken
-        types, real, rows = data.types[batch], data.X[batch], data.rows[batch.cpu()]
+        types, real, size = data.types[batch], data.X[batch], sizes[data.rows[batch.cpu()]]
         with torch.no_grad():
-            fake = as_seen(generate(generator, types, rows, whole=params.whole_counts), values)
+            fake = as_seen(sampler.draw(types, size, whole=params.whole_counts), values)
         distance = critic(real, types).mean() - critic(fake, types).mean()
         penalty = gradient_penalty(critic, real, fake, types)
         of_critic.zero_grad()
@@ -97,25 +81,22 @@ def learn(data: TrainingCells, params: ScganParams, *, report: Reporter) -> Cond
         taken += 1
         if taken % params.critic_steps == 0:
             critic.requires_grad_(False)
-            fake = as_seen(generate(generator, types, rows, whole=params.whole_counts), values)
+            fake = as_seen(sampler.draw(types, size, whole=params.whole_counts), values)
             losses["generator"] = -critic(fake, types).mean()
             critic.requires_grad_(True)
             of_generator.zero_grad()
             losses["generator"].backward()
             of_generator.step()
-            average.update_parameters(generator)
+            average.update_parameters(sampler)
         return losses
 
     def draw_like_training(n: int) -> Tensor:
         some = torch.randint(len(data.X), (n,), device=on)
-        return as_seen(generate(average, data.types[some], data.rows[some.cpu()], whole=True), values)
-
-    def draw(codes: Tensor, rng: np.random.Generator) -> np.ndarray:
-        return as_given(generate(average, codes.to(on), like(values, codes, rng), whole=True), values)
+        return as_seen(drawn_from.draw(data.types[some], sizes[data.rows[some.cpu()]]), values)
 
     networks = {"generator": average, "critic": critic}
     losses = train(step, draw_like_training, networks, data, params, report=report)
-    return Conditional(values, draw, networks, losses)
+    return Conditional(values.memory, drawn_from, draw, losses)
 
 
 fit = fit_by(learn)

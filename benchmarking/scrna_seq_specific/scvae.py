@@ -16,7 +16,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from benchmarking.baseline import script
-from benchmarking.scrna_seq_specific.conditional import LABELS, Conditional, as_counts, as_given, as_seen, like, sample
+from benchmarking.controls.contract import Frame
+from benchmarking.scrna_seq_specific.conditional import LABELS, Conditional, as_counts, as_seen, draw_sized, sample
 from benchmarking.scrna_seq_specific.likelihoods import nb_log_likelihood, normal_kl, zinb_log_likelihood
 from benchmarking.training import TrainingCells, fit_by, train
 from common.cli import Reporter
@@ -76,15 +77,24 @@ class Scvae(nn.Module):
         return x * (torch.rand_like(x) >= dropout[0].sigmoid()) if dropout else x
 
 
+def make(frame: Frame, params: ScvaeParams) -> Scvae:
+    """Return what draws cells, untrained."""
+    likelihood = "normal" if frame.scale == "scaled" else params.likelihood
+    return Scvae(torch.zeros(len(frame.genes)), len(frame.type_sizes), likelihood, params)
+
+
+draw = draw_sized
+
+
 def learn(data: TrainingCells, params: ScvaeParams, *, report: Reporter) -> Conditional:
     """Train on prepared cells, by PyTorch's own random numbers."""
     values, scale, on = data.values, data.values.frame.scale, data.X.device
     observed = values.X if scale == "scaled" else as_counts(values)
     start = observed.mean(0) if scale == "scaled" else np.log(observed.mean(0) / observed.sum(1).mean() + MIN_SHARE)
     x = torch.from_numpy(observed).to(on)
-    size = x.sum(1, keepdim=True).clamp_min(1)
-    likelihood = "normal" if scale == "scaled" else params.likelihood
-    vae = Scvae(torch.from_numpy(start).to(x), len(values.frame.type_sizes), likelihood, params).to(on)
+    size = torch.from_numpy(values.sizes).to(x)[:, None].clamp_min(1)
+    vae = make(values.frame, params).to(on)
+    vae.start.copy_(torch.from_numpy(start))
     optimizer = torch.optim.Adam(vae.parameters(), params.lr)
     taken = 0
 
@@ -103,12 +113,8 @@ def learn(data: TrainingCells, params: ScvaeParams, *, report: Reporter) -> Cond
         some = torch.randint(len(data.X), (n,), device=on)
         return as_seen(vae.draw(data.types[some], size[data.rows[some.cpu()]]), values)
 
-    def draw(codes: Tensor, rng: np.random.Generator) -> np.ndarray:
-        return as_given(vae.draw(codes.to(on), size[like(values, codes, rng)]), values)
-
-    networks = {"vae": vae}
-    losses = train(step, draw_like_training, networks, data, params, report=report)
-    return Conditional(values, draw, networks, losses)
+    losses = train(step, draw_like_training, {"vae": vae}, data, params, report=report)
+    return Conditional(values.memory, vae, draw, losses)
 
 
 fit = fit_by(learn)

@@ -12,10 +12,10 @@ How it differs from the paper: docs/baselines.md.
 
 from benchmarking.baseline import script
 from benchmarking.scrna_seq_specific.oversampling import oversample, sample
-from benchmarking.sota.vae import LABELS, learn
+from benchmarking.sota.vae import LABELS, learn, make
 from benchmarking.training import fit_by
 
-__all__ = ["LABELS", "fit", "main", "sample"]
+__all__ = ["LABELS", "fit", "main", "make", "sample"]
 
 fit = fit_by(learn, arrange=oversample)
 main = script("vae_ros", __doc__, fit, sample, LABELS)

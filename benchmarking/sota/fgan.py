@@ -22,8 +22,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from benchmarking.adversarial import Duel
+from benchmarking.adversarial import Duel, FromNoise
 from benchmarking.baseline import Unconditional, sample, script
+from benchmarking.controls.contract import Frame
 from benchmarking.training import TrainingCells, fit_by
 from common.cli import Reporter
 from common.networks import mlp
@@ -55,6 +56,11 @@ DIVERGENCES = {
 def make_generator(n_genes: int, params: FganParams) -> nn.Sequential:
     """Return the generator. Shapes: (n_rows, latent_dim) -> (n_rows, n_genes)."""
     return mlp(params.latent_dim, params.generator_hidden, n_genes, norm=False, activation=partial(nn.LeakyReLU, SLOPE))
+
+
+def make(frame: Frame, params: FganParams) -> FromNoise:
+    """Return what draws cells, untrained."""
+    return FromNoise(make_generator(len(frame.genes), params), params.latent_dim)
 
 
 def make_critic(n_genes: int, params: FganParams) -> nn.Sequential:
@@ -93,9 +99,9 @@ def learn(data: TrainingCells, params: FganParams, *, report: Reporter) -> Uncon
     """Train on prepared cells, by PyTorch's own random numbers."""
     n_genes, on = data.X.shape[1], data.X.device
     duel = Duel(
-        make_generator(n_genes, params).to(on), make_critic(n_genes, params).to(on),
+        make(data.values.frame, params).to(on), make_critic(n_genes, params).to(on),
         partial(critic_loss, divergence=params.divergence), partial(generator_loss, divergence=params.divergence),
-        noise=lambda n: torch.randn(n, params.latent_dim, device=on),
+
         optimizer=partial(torch.optim.Adam, betas=(params.beta1, 0.999)),
     )  # fmt: skip
     return duel.fit(data, params, report=report)

@@ -15,8 +15,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from benchmarking.adversarial import Duel
+from benchmarking.adversarial import Duel, FromNoise
 from benchmarking.baseline import Unconditional, sample, script
+from benchmarking.controls.contract import Frame
 from benchmarking.training import TrainingCells, fit_by
 from common.cli import Reporter
 from common.networks import mlp
@@ -29,6 +30,11 @@ SLOPE = 0.2  # of the critic's leaky rectifiers
 def make_generator(n_genes: int, params: GanParams) -> nn.Sequential:
     """Return the generator. Shapes: (n_rows, latent_dim) -> (n_rows, n_genes)."""
     return mlp(params.latent_dim, params.generator_hidden, n_genes, norm=False, activation=nn.Tanh)
+
+
+def make(frame: Frame, params: GanParams) -> FromNoise:
+    """Return what draws cells, untrained."""
+    return FromNoise(make_generator(len(frame.genes), params), params.latent_dim)
 
 
 def make_critic(n_genes: int, params: GanParams) -> nn.Sequential:
@@ -52,8 +58,8 @@ def learn(data: TrainingCells, params: GanParams, *, report: Reporter) -> Uncond
     """Train on prepared cells, by PyTorch's own random numbers."""
     n_genes, on = data.X.shape[1], data.X.device
     duel = Duel(
-        make_generator(n_genes, params).to(on), make_critic(n_genes, params).to(on), critic_loss,
-        lambda real, fake: generator_loss(fake), noise=lambda n: torch.randn(n, params.latent_dim, device=on),
+        make(data.values.frame, params).to(on), make_critic(n_genes, params).to(on), critic_loss,
+        lambda real, fake: generator_loss(fake),
         optimizer=partial(torch.optim.Adam, betas=(params.beta1, 0.999)),
     )  # fmt: skip
     return duel.fit(data, params, report=report)

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from benchmarking.baseline import Unconditional, sample, script
+from benchmarking.controls.contract import Frame
 from benchmarking.training import TrainingCells, fit_by, train
 from common.cli import Reporter
 from common.networks import mlp
@@ -44,6 +45,7 @@ class Vae(nn.Module):
         self.log_variance = nn.Linear(last, params.latent_dim)
         self.decoder = mlp(params.latent_dim, params.decoder_hidden, n_genes, norm=False, activation=nn.Tanh)
         self.log_noise = nn.Parameter(torch.zeros(n_genes))
+        self.noisy = params.likelihood == "normal"
 
     @property
     def noise(self) -> Tensor:
@@ -55,6 +57,16 @@ class Vae(nn.Module):
         h = self.encoder(x)
         mean, log_variance = self.mean(h), self.log_variance(h)
         return Output(mean, log_variance, self.decoder(mean + torch.exp(0.5 * log_variance) * eps))
+
+    def draw(self, n: int) -> Tensor:
+        """Draw log values (n, n_genes): the decoder's means, with the genes' noise where it is learnt."""
+        x: Tensor = self.decoder(torch.randn(n, self.mean.out_features, device=self.log_noise.device))
+        return x + torch.exp(0.5 * self.noise) * torch.randn_like(x) if self.noisy else x
+
+
+def make(frame: Frame, params: VaeParams) -> Vae:
+    """Return what draws cells, untrained."""
+    return Vae(len(frame.genes), params)
 
 
 def error(x: Tensor, reconstruction: Tensor, noise: Tensor | None) -> Tensor:
@@ -70,11 +82,11 @@ def divergence(mean: Tensor, log_variance: Tensor) -> Tensor:
 
 def learn(data: TrainingCells, params: VaeParams, *, report: Reporter) -> Unconditional:
     """Train on prepared cells, by PyTorch's own random numbers."""
-    vae = Vae(data.X.shape[1], params).to(data.X.device)
+    vae = make(data.values.frame, params).to(data.X.device)
     vae.log_noise.data = data.X.var(0, correction=0).log().clamp_min(LEAST_NOISE)
     optimizer = torch.optim.Adam(vae.parameters(), lr=params.lr)
     reduce = {"sum": torch.sum, "mean": torch.mean}[params.reduce]
-    noisy, taken = params.likelihood == "normal", 0
+    taken = 0
 
     def step(rows: Tensor) -> dict[str, Tensor]:
         nonlocal taken
@@ -82,7 +94,7 @@ def learn(data: TrainingCells, params: VaeParams, *, report: Reporter) -> Uncond
         x = data.X[rows]
         out = vae(x, torch.randn(len(rows), params.latent_dim, device=x.device))
         losses = {
-            "error": reduce(error(x, out.reconstruction, vae.noise if noisy else None), 1).mean(),
+            "error": reduce(error(x, out.reconstruction, vae.noise if vae.noisy else None), 1).mean(),
             "kl": reduce(divergence(out.mean, out.log_variance), 1).mean(),
         }
         optimizer.zero_grad()
@@ -90,13 +102,8 @@ def learn(data: TrainingCells, params: VaeParams, *, report: Reporter) -> Uncond
         optimizer.step()
         return losses
 
-    def draw(n: int) -> Tensor:
-        x: Tensor = vae.decoder(torch.randn(n, params.latent_dim, device=data.X.device))
-        return x + torch.exp(0.5 * vae.noise) * torch.randn_like(x) if noisy else x
-
-    networks = {"vae": vae}
-    losses = train(step, lambda n: data.values.whole(draw(n)), networks, data, params, report=report)
-    return Unconditional.of(data, draw, networks, losses)
+    losses = train(step, lambda n: data.values.whole(vae.draw(n)), {"vae": vae}, data, params, report=report)
+    return Unconditional.of(data, vae, losses)
 
 
 fit = fit_by(learn)

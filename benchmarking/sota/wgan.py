@@ -13,8 +13,9 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from benchmarking.adversarial import Duel
+from benchmarking.adversarial import Duel, FromNoise
 from benchmarking.baseline import Unconditional, sample, script
+from benchmarking.controls.contract import Frame
 from benchmarking.training import TrainingCells, fit_by
 from common.cli import Reporter
 from common.networks import mlp
@@ -26,6 +27,11 @@ LABELS = "classifier"
 def make_generator(n_genes: int, params: WganParams) -> nn.Sequential:
     """Return the generator. Shapes: (n_rows, latent_dim) -> (n_rows, n_genes)."""
     return mlp(params.latent_dim, params.generator_hidden, n_genes, norm=False, activation=nn.Tanh)
+
+
+def make(frame: Frame, params: WganParams) -> FromNoise:
+    """Return what draws cells, untrained."""
+    return FromNoise(make_generator(len(frame.genes), params), params.latent_dim)
 
 
 def make_critic(n_genes: int, params: WganParams) -> nn.Sequential:
@@ -55,8 +61,8 @@ def learn(data: TrainingCells, params: WganParams, *, report: Reporter) -> Uncon
     n_genes, on = data.X.shape[1], data.X.device
     critic = make_critic(n_genes, params).to(on)
     duel = Duel(
-        make_generator(n_genes, params).to(on), critic, critic_loss, lambda real, fake: generator_loss(fake),
-        noise=lambda n: torch.randn(n, params.latent_dim, device=on), optimizer=torch.optim.RMSprop,
+        make(data.values.frame, params).to(on), critic, critic_loss, lambda real, fake: generator_loss(fake),
+        optimizer=torch.optim.RMSprop,
         after_critic=partial(clip_weights, critic, params.clip),
     )  # fmt: skip
     return duel.fit(data, params, report=report)
