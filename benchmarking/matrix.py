@@ -7,6 +7,7 @@ already is left as it is, so that an interrupted matrix goes on; a failure is ke
 
 import json
 import traceback
+import warnings
 from collections.abc import Collection, Sequence
 from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import asdict, dataclass, replace
@@ -79,10 +80,12 @@ def perform_all(
     threads, found, failed = max(1, cpu_count() // n_jobs), [], 0
     report("benchmark", 0, len(jobs))
     tasks = (delayed(perform)(job, table, families, again=again, threads=threads) for job in jobs)
-    for outcome in Parallel(n_jobs, return_as="generator_unordered")(tasks):
-        found.append(outcome)
-        failed += outcome.status == "failed"
-        report("benchmark", len(found), len(jobs), failed=failed)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "A worker stopped")  # it had grown, and joblib replaced it: no job is lost
+        for outcome in Parallel(n_jobs, return_as="generator_unordered")(tasks):
+            found.append(outcome)
+            failed += outcome.status == "failed"
+            report("benchmark", len(found), len(jobs), failed=failed)
     return found
 
 
