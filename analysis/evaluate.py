@@ -19,7 +19,7 @@ from benchmarking.controls import CONTROLS, DEFAULT_CONTROLS, load_controls
 from common.cli import console, progress_bar, run_script
 from common.evaluation import evaluate
 from common.judging import judge_runs
-from common.metrics.catalogue import ALL, FAMILIES, Family
+from common.metrics.catalogue import ALL, FAMILIES, Computed
 from common.results import summarise
 from common.summary import decimals_of, label_of, order_methods, order_metrics, text_of
 from config import RESULTS_DIR
@@ -31,7 +31,7 @@ class Args:
 
     runs: tuple[Path, ...]
     """folders of runs that held cells out (garage.py --holdout 0.5)"""
-    families: tuple[Family, ...] = FAMILIES
+    families: tuple[Computed, ...] = FAMILIES
     """kinds of metrics"""
     controls: tuple[str, ...] = DEFAULT_CONTROLS
     """generators to fit to the same training cells, for comparison"""

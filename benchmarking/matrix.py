@@ -29,7 +29,7 @@ from common.errors import UserError
 from common.evaluation import evaluate
 from common.generation import folder_of, load_split
 from common.judging import record_run
-from common.metrics.catalogue import ALL, METRICS, Family
+from common.metrics.catalogue import ALL, METRICS, Computed
 from common.results import KEYS, read_results
 from common.run import Stopwatch
 from common.runs import Run, describe_split, load_run, read_record, with_genes_of
@@ -74,7 +74,7 @@ class Outcome:
 
 
 def perform_all(
-    jobs: Sequence[Job], *, table: Path, families: Collection[Family], n_jobs: int, again: bool, report: Reporter
+    jobs: Sequence[Job], *, table: Path, families: Collection[Computed], n_jobs: int, again: bool, report: Reporter
 ) -> list[Outcome]:
     """Perform jobs in so many processes, which share the processor's cores; outcomes as they come."""
     threads, found, failed = max(1, cpu_count() // n_jobs), [], 0
@@ -89,7 +89,7 @@ def perform_all(
     return found
 
 
-def perform(job: Job, table: Path, families: Collection[Family], *, again: bool, threads: int) -> Outcome:
+def perform(job: Job, table: Path, families: Collection[Computed], *, again: bool, threads: int) -> Outcome:
     """Train, draw, judge, and write the rows of the table; whatever goes wrong becomes a gap in it and an outcome."""
     torch.set_num_threads(threads)  # numba sets it too, so anew for each job
     try:
@@ -133,7 +133,7 @@ def _split(source: CellSource, holdout: float, seed: int) -> Run:
     )  # fmt: skip
 
 
-def _is_known(run: Run, families: Collection[Family], table: Path) -> bool:
+def _is_known(run: Run, families: Collection[Computed], table: Path) -> bool:
     """Tell whether a table has values of every family for a run."""
     if not table.exists():
         return False

@@ -26,7 +26,7 @@ from common.cli import console, errors, progress_bar, run_script
 from common.data import CellSource
 from common.errors import UserError
 from common.generation import folder_of
-from common.metrics.catalogue import ALL, FAMILIES, Family
+from common.metrics.catalogue import ALL, FAMILIES, Computed
 from common.results import read_results
 from common.run import check_writable
 from common.summary import show
@@ -55,7 +55,7 @@ class Args:
     """share of each type's cells that generators do not see and are judged by"""
     n_top_genes: int = 1000
     """variable genes, chosen on the training cells"""
-    families: tuple[Family, ...] = FAMILIES
+    families: tuple[Computed, ...] = FAMILIES
     """kinds of metrics"""
     jobs: int = 2
     """processes at a time; the processor's cores are shared out among them"""

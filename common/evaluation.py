@@ -11,13 +11,13 @@ from common.clustering import cluster_blindly
 from common.comparison import View, compare, make_views, thin_synthetic
 from common.data import rare_types
 from common.metrics import clustering, fidelity, privacy, utility
-from common.metrics.catalogue import ALL, HELD, METRICS, OTHERS, RARE, SEEDS, Family, Scores
+from common.metrics.catalogue import ALL, HELD, METRICS, OTHERS, RARE, SEEDS, Computed, Scores
 from common.runs import Run
 
 GROUPWISE = [name for name, metric in METRICS.items() if metric.family == "fidelity" and name != "types_present"]
 
 
-def evaluate(run: Run, *, families: Collection[Family]) -> pd.DataFrame:
+def evaluate(run: Run, *, families: Collection[Computed]) -> pd.DataFrame:
     """Compute every metric of some families.
 
     Parameters

@@ -4,9 +4,11 @@ import math
 from dataclasses import dataclass
 from typing import Literal, get_args
 
-Family = Literal["fidelity", "utility", "privacy", "clustering", "published", "cost"]
-FAMILIES: tuple[Family, ...] = get_args(Family)[:4]
-"""what `common.evaluation.evaluate` computes; the published measures have scripts of their own, costs are measured"""
+Computed = Literal["fidelity", "utility", "privacy", "clustering"]
+"""what `common.evaluation.evaluate` computes"""
+Family = Literal[Computed, "published", "cost"]
+"""the published measures have scripts of their own, costs are measured by the benchmark"""
+FAMILIES: tuple[Computed, ...] = get_args(Computed)
 
 ALL, RARE, SEEDS, OTHERS, HELD = "all cells", "rare cells", "seed cells", "other training cells", "held-out cells"
 """groups of cells that a value is about; others are cell types"""
