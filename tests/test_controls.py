@@ -1,6 +1,7 @@
 """Controls keep the contract of a generator, and are what they say."""
 
 import logging
+import os
 from types import ModuleType
 
 import numpy as np
@@ -289,9 +290,10 @@ def test_scvi_is_silent_repeats_itself_and_leaves_things_as_they_were(toy, capfd
     said = []  # to loggers, whose handlers hold the stderr of another test
     monkeypatch.setattr(logging.Logger, "callHandlers", lambda logger, record: said.append(record.getMessage()))
     before, level = torch.random.get_rng_state(), logging.root.manager.disable
+    environment = dict(os.environ)
     short = scvi.ScviParams(epochs=2)
     first, second, other = (scvi.sample(scvi.fit(toy, short, seed=s), 72, seed=5).X for s in (0, 0, 1))
     assert (first != second).nnz == 0 and (first != other).nnz > 0
     assert capfd.readouterr() == ("", "") and not said
     assert torch.equal(torch.random.get_rng_state(), before) and logging.root.manager.disable == level
-    assert torch.get_num_threads() == 1
+    assert torch.get_num_threads() == 1 and dict(os.environ) == environment

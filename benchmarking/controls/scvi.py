@@ -9,6 +9,7 @@ Needs requirements_optional.txt; scvi-tools takes long to import and is imported
 """
 
 import logging
+import os
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -53,8 +54,11 @@ class Scvi:
 
 @contextmanager
 def _scvi_seeded(seed: int) -> Iterator[Any]:
-    """Yield scvi-tools, seeded and silent; logging, warnings, threads and PyTorch's generator stay what they were."""
-    disabled = logging.root.manager.disable
+    """Yield scvi-tools, seeded and silent; what it changes of the process is undone.
+
+    That is logging, warnings, threads, PyTorch's generator, and environment variables that other programs stumble over.
+    """
+    disabled, environment = logging.root.manager.disable, dict(os.environ)
     with torch_threads_kept(), torch.random.fork_rng(), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         logging.disable(logging.WARNING)
@@ -65,6 +69,9 @@ def _scvi_seeded(seed: int) -> Iterator[Any]:
             yield scvi
         finally:
             logging.disable(disabled)
+            for name in [name for name in os.environ if name not in environment]:
+                del os.environ[name]
+            os.environ.update(environment)
 
 
 def fit(cells: AnnData, params: ScviParams | None = None, *, seed: int, device: Device = "cpu") -> Scvi:
