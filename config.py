@@ -436,7 +436,10 @@ BASELINES: dict[str, dict[str, BaselineParams]] = {
         ),
     },
     "wgan": {
-        "tuned": WganParams(),
+        "tuned": WganParams(
+            latent_dim=32, generator_hidden=(128, 128), critic_hidden=(64,), generator_lr=1e-3, critic_lr=5e-4,
+            clip=0.03, critic_steps=2,
+        ),
         "paper": WganParams(
             budget=2001, budget_in="epochs", batch_size=64, validation=0.0, generator_hidden=(32,), critic_hidden=(32,),
             generator_lr=5e-4, critic_lr=5e-4, ema_decay=0.0, r1_weight=0.0, whole_counts=False,

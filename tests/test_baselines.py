@@ -178,7 +178,7 @@ def test_presets_and_hyperparameters_are_flags(name):
 TRAINING = {"budget": 3, "budget_in": "epochs", "batch_size": 9, "validation": 0.5}
 DUEL = {
     **TRAINING, "generator_hidden": (9, 8), "critic_hidden": (9, 8), "generator_lr": 0.1, "critic_lr": 0.1,
-    "critic_steps": 2, "generator_steps": 2, "ema_decay": 0.1, "r1_weight": 50.0, "whole_counts": False,
+    "critic_steps": 3, "generator_steps": 2, "ema_decay": 0.1, "r1_weight": 50.0, "whole_counts": False,
 }  # fmt: skip
 CHANGED = {
     "gan": {**DUEL, "latent_dim": 7, "beta1": 0.1},
