@@ -172,24 +172,28 @@ class SelectionParams(Params):
     """share the seeds out by type, rare types first; otherwise the cells of highest attention, whatever their type"""
 
 
+CalibrateOn = Literal["auto", "counts", "normalised"]
+
+
 @dataclass(frozen=True)
 class GarageParams(SelectionParams):
     """Preset `garage`: an observation model anchors the generator, a critic refines it, marginals are calibrated."""
 
     latent_dim: Annotated[int, Range(1)] = 10
     """dimensions of the latent space"""
-    hidden_dim: Annotated[int, Range(1)] = 128
-    """width of the two hidden layers of encoder and decoder"""
+    hidden_dim: Annotated[int | None, Range(1)] = None
+    """width of the two hidden layers of encoder and decoder; by default the square root of the number of training
+    cells, from 16 to 128: a wider network learns few cells by heart"""
     batch_size: Annotated[int, Range(1)] = 128
     """rows of a mini-batch"""
-    anchor_epochs: Annotated[int, Range(0)] = 150
+    anchor_epochs: Annotated[int, Range(0)] = 300
     """passes over the cells that maximise the likelihood before the critic joins"""
     warmup_epochs: Annotated[int, Range(0)] = 30
     """epochs over which the weight of the Kullback-Leibler term rises from 0 to 1"""
     anchor_lr: Annotated[float, POSITIVE] = 1e-3
     """learning rate of the anchor phase (AdamW)"""
-    critic_steps: Annotated[int, Range(0)] = 1500
-    """adversarial steps; 0 leaves the critic out"""
+    critic_steps: Annotated[int, Range(0)] = 0
+    """adversarial steps after the anchor; none by default, as they did not earn their time (docs/lab_notes.md)"""
     critic_hidden: Annotated[int, Range(1)] = 256
     """width of the two hidden layers of the critic"""
     generator_lr: Annotated[float, POSITIVE] = 2e-4
@@ -204,11 +208,14 @@ class GarageParams(SelectionParams):
     """steps between two gradient penalties (lazy regularisation)"""
     ema_decay: Annotated[float, Range(0, 1)] = 0.995
     """decay of the moving average of the generator's weights, from which cells are drawn"""
+    latent_spread: Annotated[float, POSITIVE] = 1.2
+    """spread of the noise rows' latent vectors, in standard deviations of the training cells' posteriors: the decoder
+    learns less of a type's variation than there is"""
     calibrate: bool = True
     """bring each gene's marginal distribution in each type to that of the training cells"""
-    calibrate_on: Literal["auto", "counts", "normalised"] = "auto"
+    calibrate_on: CalibrateOn = "auto"
     """for counts: what is brought to the training cells' distribution; auto takes normalised values for read counts"""
-    calibration_prior: Annotated[float, Range(0)] = 5.0
+    calibration_prior: Annotated[float, Range(0)] = 2.0
     """cells' worth of trust in the network's own marginals; types with few cells lean on it"""
     calibration_cells: Annotated[int, Range(2)] = 1000
     """reference cells drawn per type to know the network's marginals"""

@@ -18,10 +18,12 @@ from typing import Any, Literal
 import numpy as np
 import pandas as pd
 import torch
+from filelock import FileLock
 from joblib import Parallel, cpu_count, delayed
 
 from benchmarking import baseline
 from benchmarking.baseline import load_method
+from benchmarking.calibrated import calibrate
 from benchmarking.controls import CONTROLS
 from common.cli import Reporter
 from common.data import CellSource
@@ -33,8 +35,10 @@ from common.metrics.catalogue import ALL, METRICS, Computed
 from common.results import KEYS, read_results
 from common.run import Stopwatch
 from common.runs import Run, describe_split, load_run, read_record, with_genes_of
+from config import GarageParams
 from data_generation import garage
 
+CALIBRATED = "_calibrated"  # added to the names of methods
 LOG = "log.txt"  # in a run's folder: what the script printed
 
 
@@ -49,9 +53,16 @@ class Job:
     generator: str
     """garage, a baseline or a control"""
     name: str
-    """what tables call it"""
+    """of its run's folder"""
     flags: tuple[str, ...] = ()
     """for the generator's script: preset and hyperparameters"""
+    calibrated: bool = False
+    """judge its cells after their marginals were calibrated as GARAGE's are"""
+
+    @property
+    def method(self) -> str:
+        """What tables call it."""
+        return self.name + CALIBRATED * self.calibrated
 
     @property
     def argv(self) -> list[str]:
@@ -96,14 +107,17 @@ def perform(job: Job, table: Path, families: Collection[Computed], *, again: boo
         split = _split(job.source, job.holdout, job.seed)
     except UserError as error:
         return Outcome(job, str(job.source.dataset or job.source.input), "failed", str(error))
-    split = replace(split, method=job.name)
+    split = replace(split, method=job.method)
     folder = folder_of(None, split.dataset, job.name, job.seed)
     is_control = job.generator in CONTROLS
     reusable = not again and (is_control or _is_finished(job, folder))
     if not again and (reusable or not folder.exists()) and _is_known(split, families, table):
         return Outcome(job, split.dataset, "known")
     try:
-        run, seconds = _draw_control(job, split) if is_control else _run_script(job, folder, reusable=reusable)
+        run, seconds = _draw_control(job, split) if is_control else _run_script(job, folder, again=again)
+        if job.calibrated:
+            cells = calibrate(run.synthetic, run.train, GarageParams(), seed=job.seed)
+            run = replace(run, method=job.method, synthetic=cells)
         rows = evaluate(run, families=families)
     except Exception as error:  # a bug in one generator must not take the others with it, nor go unseen
         reason = " ".join(str(error).split()) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
@@ -163,18 +177,23 @@ def _draw_control(job: Job, split: Run) -> tuple[Run, dict[str, float]]:
     return replace(split, synthetic=drawn), _seconds(clock.stages)
 
 
-def _run_script(job: Job, folder: Path, *, reusable: bool) -> tuple[Run, dict[str, float]]:
+def _run_script(job: Job, folder: Path, *, again: bool) -> tuple[Run, dict[str, float]]:
     """Run a generator's script, unless its folder is as the script would leave it, and read the folder back."""
-    if not reusable:
-        script: Any = garage if job.generator == "garage" else load_method(job.generator)
-        folder.mkdir(parents=True, exist_ok=True)
-        try:
-            with (folder / LOG).open("w") as log, redirect_stdout(log), redirect_stderr(log):
-                script.main(job.argv)
-        except SystemExit as stop:  # a user's error, told on stderr
-            told = [line for line in (folder / LOG).read_text().splitlines() if line.startswith("error: ")]
-            raise UserError(told[-1].removeprefix("error: ") if told else f"exit code {stop.code}") from stop
+    folder.mkdir(parents=True, exist_ok=True)
+    with FileLock(folder / ".lock"):  # the same run may be judged as it is and calibrated, by two processes
+        if not _is_finished(job, folder) or (again and not job.calibrated):
+            _run_anew(job, folder)
     return load_run(folder), _seconds(read_record(folder)["stages"])
+
+
+def _run_anew(job: Job, folder: Path) -> None:
+    script: Any = garage if job.generator == "garage" else load_method(job.generator)
+    try:
+        with (folder / LOG).open("w") as log, redirect_stdout(log), redirect_stderr(log):
+            script.main(job.argv)
+    except SystemExit as stop:  # a user's error, told on stderr
+        told = [line for line in (folder / LOG).read_text().splitlines() if line.startswith("error: ")]
+        raise UserError(told[-1].removeprefix("error: ") if told else f"exit code {stop.code}") from stop
 
 
 def _seconds(stages: dict[str, dict[str, float]]) -> dict[str, float]:

@@ -2,7 +2,8 @@
 
 Each data set is split anew for each seed; a generator learns from one part and is judged by the other. A method is
 garage, a baseline by its name (preset `tuned`), either with `_paper` added for the published settings, or a control;
-`all` stands for garage, the ten baselines and the controls, `paper` for the published settings of the baselines.
+`all` stands for garage, the ten baselines and the controls, `paper` for the published settings of the baselines. With
+`_calibrated` added, the marginals of a rival's cells are calibrated as GARAGE's are; `calibrated` stands for all those.
 A matrix that was interrupted goes on where it stopped: give the same command again.
 
 Run:    python benchmarking/run_benchmark.py --datasets pbmc68k my_cells.h5ad --methods all --seeds 5
@@ -19,8 +20,8 @@ import tyro
 from rich.markup import escape
 
 from benchmarking.baseline import METHODS
-from benchmarking.controls import CONTROLS, DEFAULT_CONTROLS, PURE_CONTROLS, load_controls
-from benchmarking.matrix import LOG, Job, perform_all
+from benchmarking.controls import CONTROLS, DEFAULT_CONTROLS, PEERS, PURE_CONTROLS, load_controls
+from benchmarking.matrix import CALIBRATED, LOG, Job, perform_all
 from common.checks import existing, nearest
 from common.cli import console, errors, progress_bar, run_script
 from common.data import CellSource
@@ -34,7 +35,11 @@ from config import DATASETS, RESULTS_DIR
 
 GENERATORS = ("garage", *METHODS)
 PAPER = tuple(f"{name}_paper" for name in METHODS)
-GROUPS = {"all": (*GENERATORS, *DEFAULT_CONTROLS), "paper": PAPER, "controls": DEFAULT_CONTROLS}
+RIVALS = (*METHODS, *PAPER, "poisson", *sorted(PEERS))  # whose marginals could be better
+GROUPS = {
+    "all": (*GENERATORS, *DEFAULT_CONTROLS), "paper": PAPER, "controls": DEFAULT_CONTROLS,
+    "calibrated": tuple(name + CALIBRATED for name in (*METHODS, "poisson", "copula", "smote")),
+}  # fmt: skip
 SHOWN = (
     "rf_auroc_genes", "rf_auroc_pcs", "mmd_pcs", "coverage_pcs", "tstr_f1", "lfc_correlation", "nearer_to_training",
     "calibrated_auc", "training_seconds",
@@ -48,7 +53,7 @@ class Args:
     datasets: tuple[str, ...] = ("pbmc68k",)
     """names of config.py, or paths of h5ad files with obs['cell_type']"""
     methods: tuple[str, ...] = ("all",)
-    """names of generators, or of groups of them: all, paper, controls"""
+    """names of generators, or of groups of them: all, paper, controls, calibrated"""
     seeds: int = 5
     """seeds 0, 1, ...: each splits the cells anew"""
     holdout: float = 0.5
@@ -73,13 +78,13 @@ def choose_methods(names: Sequence[str]) -> list[str]:
     UserError
         If there is none of a name, or a control needs a package that is not installed.
     """
-    known = (*GENERATORS, "garage_paper", *PAPER, *CONTROLS)
+    known = (*GENERATORS, "garage_paper", *PAPER, *CONTROLS, *(name + CALIBRATED for name in RIVALS))
     chosen = list(dict.fromkeys(method for name in names for method in GROUPS.get(name, (name,))))
     for name in chosen:
         if name not in known:
             choices = (*GROUPS, *known)
             raise UserError(f"there is no method '{name}', only {', '.join(choices)}{nearest(name, choices)}")
-    load_controls([name for name in chosen if name in CONTROLS])
+    load_controls([name for name in (name.removesuffix(CALIBRATED) for name in chosen) if name in CONTROLS])
     return chosen
 
 
@@ -101,12 +106,14 @@ def source_of(dataset: str, n_top_genes: int) -> CellSource:
 def plan(args: Args) -> list[Job]:
     """Return the matrix, seed by seed, so that whatever is done when it is interrupted is whole; errors as above."""
     methods, sources = choose_methods(args.methods), [source_of(name, args.n_top_genes) for name in args.datasets]
-    return [
-        Job(source, args.holdout, seed, generator, name, () if generator == name else ("--preset", "paper"))
-        for seed in range(args.seeds)
-        for source in sources
-        for name, generator in ((name, name.removesuffix("_paper")) for name in methods)
-    ]
+
+    def job(source: CellSource, seed: int, method: str) -> Job:
+        name = method.removesuffix(CALIBRATED)
+        generator = name.removesuffix("_paper")
+        flags = () if generator == name else ("--preset", "paper")
+        return Job(source, args.holdout, seed, generator, name, flags, calibrated=name != method)
+
+    return [job(source, seed, method) for seed in range(args.seeds) for source in sources for method in methods]
 
 
 @run_script
@@ -130,14 +137,14 @@ def main(argv: Sequence[str] | None = None) -> None:
     if args.out.exists():
         rows = read_results(args.out, made_by="the same command")
         mine = rows["dataset"].isin({outcome.dataset for outcome in outcomes}) & rows["seed"].lt(args.seeds)
-        methods = {job.name for job in jobs}
+        methods = {job.method for job in jobs}
         shown = rows[mine & rows["method"].isin(methods) & rows["metric"].isin(SHOWN) & (rows["group"] == ALL)]
         show(shown, controls=PURE_CONTROLS)
     failed = [outcome for outcome in outcomes if outcome.status == "failed"]
     for outcome in failed:
         folder = folder_of(None, outcome.dataset, outcome.job.name, outcome.job.seed)
         more = f" (see {folder / LOG})" if (folder / LOG).exists() else ""
-        who = f"{outcome.job.name} on {outcome.dataset}, seed {outcome.job.seed}"
+        who = f"{outcome.job.method} on {outcome.dataset}, seed {outcome.job.seed}"
         errors.print(f"[red]failed:[/] {escape(f'{who}: {outcome.reason}{more}')}", soft_wrap=True)
     counts = {status: sum(o.status == status for o in outcomes) for status in ("judged", "known", "failed")}
     told = ", ".join(f"{n} {status}" for status, n in counts.items())

@@ -14,6 +14,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from common.scale import Scale
+from config import CalibrateOn
+
+READ_COUNTS = 10.0  # median of the counts above zero beyond which they are reads of full-length protocols, not UMIs
 N_LEVELS = 33
 GENES_AT_ONCE = 2000  # bounds the memory of sorting
 
@@ -60,6 +64,52 @@ def interpolate(at: Tensor, x: Tensor, y: Tensor) -> Tensor:
     y0, y1 = y.gather(1, right - 1), y.gather(1, right)
     share = ((at - x0) / (x1 - x0).clamp_min(1e-12)).clamp(0, 1)
     return y0 + share * (y1 - y0)
+
+
+def log_normalise(counts: Tensor, target_sum: float) -> Tensor:
+    """Scale counts (B, G) to a common library size and take log1p."""
+    return torch.log1p(counts * (target_sum / counts.sum(1, keepdim=True).clamp_min(1.0)))
+
+
+@dataclass(frozen=True)
+class Ranking:
+    """Which values are ranked, and the way back from them. Shapes: cells (B, G), log library size (B, 1)."""
+
+    scale: Scale
+    counts: bool
+    """counts are ranked as they are; otherwise log-normalised"""
+    target_sum: float
+    """library size to which counts are normalised; 1 for other scales"""
+
+    @classmethod
+    def of(cls, x: Tensor, scale: Scale, target_sum: float, calibrate_on: CalibrateOn) -> "Ranking":
+        """Decide it for training cells: UMI counts are ranked as they are, read counts and other scales normalised."""
+        counts = scale == "counts" and calibrate_on != "normalised"
+        if counts and calibrate_on == "auto":
+            counts = float(x[x > 0].median()) <= READ_COUNTS
+        return cls(scale, counts, target_sum)
+
+    def normalise(self, x: Tensor) -> Tensor:
+        """Return log-normalised values. Those of other scales than counts stay as they are."""
+        return log_normalise(x, self.target_sum) if self.scale == "counts" else x
+
+    def to_rank(self, x: Tensor, rng: torch.Generator) -> Tensor:
+        """Return the values that calibration ranks: the log of counts, spread over their unit; or `normalise`d ones.
+
+        UMI counts are few and their ties many: adding U(0, 1) makes ranks unique and `from_rank` exact. Read counts are
+        so large that their library size, not the lattice, matters.
+        """
+        if not self.counts:
+            return self.normalise(x)
+        spread = torch.rand(x.shape, generator=rng, device=x.device)
+        return torch.where(x > 0, x + spread, 0.0).log1p()
+
+    def from_rank(self, v: Tensor, size: Tensor) -> Tensor:
+        """Undo `to_rank` for cells of log library size `size`; what is above zero stays above."""
+        if self.scale != "counts":
+            return v
+        x = v.expm1().floor() if self.counts else (v.expm1() * (size.exp() / self.target_sum)).round()
+        return torch.where(v > 0, x.clamp_min(1.0), 0.0)
 
 
 @dataclass(frozen=True)

@@ -23,6 +23,7 @@ from common.run import ResumableRun, Stopwatch, read_tensors
 from common.scale import Scale, to_log
 from config import PRESETS, GarageParams, PaperParams
 from data_generation import paper_gan, seeded_gan
+from data_generation.calibration import log_normalise
 from data_generation.cell_selection import Selection, select
 from data_generation.paper_gan import PublishedGan
 from data_generation.seeded_gan import TrainingCells
@@ -178,7 +179,7 @@ def _train(
     if isinstance(params, PaperParams):
         best_first = np.argsort(-selection.attention, kind="stable")
         ranked = torch.from_numpy(best_first[selection.is_seed[best_first]]).to(on)
-        values = seeded_gan.log_normalise(cells.x, cells.target_sum) if cells.scale == "counts" else cells.x
+        values = log_normalise(cells.x, cells.target_sum) if cells.scale == "counts" else cells.x
         training = paper_gan.Training(values, values[ranked], params, torch.Generator(on).manual_seed(seed))
     else:
         training = seeded_gan.Training(cells, selection, n_types, params, seed=seed)

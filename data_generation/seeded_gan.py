@@ -26,16 +26,17 @@ from common.networks import mlp
 from common.run import Checkpoint, no_checkpoint
 from common.scale import Scale
 from config import GarageParams
+from data_generation.calibration import Ranking
 from data_generation.cell_selection import Selection
 from data_generation.observation import Gaussian, HurdleGamma, NegativeBinomial
 
 PROFILE_PRIOR = 10.0  # cells' worth of the population's mean in each type's mean profile
-READ_COUNTS = 10.0  # median of the counts above zero beyond which they are reads of full-length protocols, not UMIs
 MIN_SHARE = 1e-30  # of a gene nobody expresses: its logarithm exists, and no molecule of it is ever drawn
 MIN_DETECTED = 1e-3
 MIN_VARIANCE = 1e-2  # a scaled gene's, where the observation model starts
 SHAPE_PRIOR = 1.0  # values' worth of the common shape in each gene's, where the observation model starts
 NEVER = -200.0  # logit of the detection of such a gene: a probability of exactly zero
+NARROWEST, WIDEST = 16, 128  # hidden layers whose width follows the number of cells
 BETAS = (0.5, 0.99)  # of Adam against a critic: little momentum, as the target moves
 LOG_EVERY = 10  # steps between two rows of the loss table
 
@@ -63,11 +64,6 @@ class TrainingCells:
         size = total.log() if scale == "counts" else torch.zeros_like(total)
         target = float(total.median()) if scale == "counts" else 1.0
         return cls(x, torch.from_numpy(types.astype(np.int64)).to(device), size, target, scale)
-
-
-def log_normalise(counts: Tensor, target_sum: float) -> Tensor:
-    """Scale counts (B, G) to a common library size and take log1p."""
-    return torch.log1p(counts * (target_sum / counts.sum(1, keepdim=True).clamp_min(1.0)))
 
 
 def _type_means(values: Tensor, types: Tensor, n_types: int) -> Tensor:
@@ -111,16 +107,14 @@ class Generator(nn.Module):
     """
 
     def __init__(
-        self, observation: NegativeBinomial | HurdleGamma | Gaussian, params: GarageParams, *, scale: Scale,
-        ranks_counts: bool, target_sum: float, size_mean: float, size_sd: float,
+        self, observation: NegativeBinomial | HurdleGamma | Gaussian, latent_dim: int, width: int, *,
+        ranking: Ranking, size_mean: float, size_sd: float,
     ) -> None:  # fmt: skip
         super().__init__()
-        self.scale, self.ranks_counts, self.target_sum = scale, ranks_counts, target_sum
-        self.size_mean, self.size_sd = size_mean, size_sd
+        self.ranking, self.size_mean, self.size_sd = ranking, size_mean, size_sd
         self.n_types, self.n_genes = observation.n_types, observation.n_genes
-        hidden = (params.hidden_dim, params.hidden_dim)
-        self.encoder = mlp(self.n_genes + self.n_types + 1, hidden, 2 * params.latent_dim)
-        self.decoder = mlp(params.latent_dim + self.n_types + 1, hidden, observation.outputs * self.n_genes)
+        self.encoder = mlp(self.n_genes + self.n_types + 1, (width, width), 2 * latent_dim)
+        self.decoder = mlp(latent_dim + self.n_types + 1, (width, width), observation.outputs * self.n_genes)
         self.observation = observation
         # near zero at the start, so that every cell begins as its type's mean profile
         for parameter in self.decoder[-1].parameters():
@@ -129,45 +123,20 @@ class Generator(nn.Module):
     @classmethod
     def for_cells(cls, cells: TrainingCells, n_types: int, params: GarageParams) -> "Generator":
         """Build the generator that suits the training cells."""
-        ranks_counts = cells.scale == "counts" and params.calibrate_on != "normalised"
-        if ranks_counts and params.calibrate_on == "auto":
-            ranks_counts = float(cells.x[cells.x > 0].median()) <= READ_COUNTS
+        width = params.hidden_dim or min(max(round(math.sqrt(len(cells.x))), NARROWEST), WIDEST)
         return cls(
-            observation_model(cells, n_types), params, scale=cells.scale, ranks_counts=ranks_counts,
-            target_sum=cells.target_sum, size_mean=float(cells.size.mean()),
+            observation_model(cells, n_types), params.latent_dim, width,
+            ranking=Ranking.of(cells.x, cells.scale, cells.target_sum, params.calibrate_on),
+            size_mean=float(cells.size.mean()),
             size_sd=float(cells.size.std(correction=0)) or 1.0,
         )  # fmt: skip
-
-    def normalise(self, x: Tensor) -> Tensor:
-        """Return log-normalised values: what encoder, critic and calibration see. Scaled values stay as they are."""
-        if self.scale != "counts":
-            return x
-        return log_normalise(x, self.target_sum)
-
-    def to_rank(self, x: Tensor, rng: torch.Generator) -> Tensor:
-        """Return the values that calibration ranks: the log of counts, spread over their unit; or `normalise`d ones.
-
-        UMI counts are few and their ties many: adding U(0, 1) makes ranks unique and `from_rank` exact. Read counts are
-        so large that their library size, not the lattice, matters.
-        """
-        if not self.ranks_counts:
-            return self.normalise(x)
-        spread = torch.rand(x.shape, generator=rng, device=x.device)
-        return torch.where(x > 0, x + spread, 0.0).log1p()
-
-    def from_rank(self, v: Tensor, size: Tensor) -> Tensor:
-        """Undo `to_rank` for cells of log library size `size` (B, 1); what is above zero stays above."""
-        if self.scale != "counts":
-            return v
-        x = v.expm1().floor() if self.ranks_counts else (v.expm1() * (size.exp() / self.target_sum)).round()
-        return torch.where(v > 0, x.clamp_min(1.0), 0.0)
 
     def _condition(self, types: Tensor, size: Tensor) -> Tensor:
         return torch.cat([F.one_hot(types, self.n_types).float(), (size - self.size_mean) / self.size_sd], dim=1)
 
     def encode(self, x: Tensor, types: Tensor, size: Tensor) -> tuple[Tensor, Tensor]:
         """Return mean and log variance of the posterior of z."""
-        out = self.encoder(torch.cat([self.normalise(x), self._condition(types, size)], dim=1))
+        out = self.encoder(torch.cat([self.ranking.normalise(x), self._condition(types, size)], dim=1))
         mean, log_variance = out.chunk(2, dim=1)
         return mean, log_variance.clamp(-10, 10)
 
@@ -220,6 +189,25 @@ class SeedRows:
         row = torch.randint(len(self.seeds), (n_rows,), generator=rng, device=self.seeds.device)
         column = torch.multinomial(self.chances[row], 1, generator=rng)
         return self.seeds[row], self.neighbors[row].gather(1, column).squeeze(1)
+
+    def pool(self, mean: Tensor, log_variance: Tensor) -> tuple[Tensor, Tensor]:
+        """Match a normal distribution to the posteriors in each seed's neighbourhood, weighted by attention.
+
+        Parameters
+        ----------
+        mean, log_variance
+            Of every cell's posterior, shape (n_cells, L).
+
+        Returns
+        -------
+        Mean and log variance for every seed, shape (n_seeds, L). The seed itself is not among its neighbours, so what
+        is left of it is only where it stands in the graph.
+        """
+        share = (self.chances / self.chances.sum(1, keepdim=True))[..., None]
+        means = mean[self.neighbors]
+        center = (share * means).sum(1)
+        scatter = (share * (log_variance[self.neighbors].exp() + (means - center[:, None]).square())).sum(1)
+        return center, scatter.log()
 
 
 class Training:
@@ -285,14 +273,14 @@ class Training:
         params, cells = self.params, self.cells
         start, goal = self._batch()
         types, size = cells.types[goal], cells.size[goal]
-        real = self.generator.normalise(cells.x[goal])
+        real = self.generator.ranking.normalise(cells.x[goal])
         nll, kl, z = self._negative_elbo(start, goal, 1.0)
         # seed rows keep the posterior of their seed, the others become noise rows
         n_noise = self.n_rows - self.n_seed_rows
         noise = torch.randn((n_noise, z.shape[1]), generator=self.rng, device=z.device)
         z = torch.cat([noise, z[n_noise:]])
         decoded = self.generator.decode(z, types, size)
-        fake = self.generator.normalise(self.generator.observation.draw(decoded, types, size, self.rng))
+        fake = self.generator.ranking.normalise(self.generator.observation.draw(decoded, types, size, self.rng))
 
         penalise = self.step % params.r1_every == 0
         real.requires_grad_(penalise)

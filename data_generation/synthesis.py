@@ -10,7 +10,7 @@ from torch import Tensor
 
 from common.scale import Scale
 from config import GarageParams
-from data_generation.calibration import Calibration, interpolate, quantile_levels, weighted_quantiles
+from data_generation.calibration import Calibration, Ranking, interpolate, quantile_levels, weighted_quantiles
 from data_generation.observation import Gaussian, HurdleGamma, NegativeBinomial
 from data_generation.seeded_gan import Generator, Training, reparameterise
 
@@ -19,14 +19,14 @@ ROWS_AT_ONCE = 1000  # cells generated at a time, which bounds memory
 
 @dataclass(frozen=True)
 class TypeModel:
-    """What is known of one type besides the network. It holds no cell: seeds are kept as posteriors.
+    """What is known of one type besides the network. It holds no cell: a seed is kept as its neighbourhood.
 
     Shapes: latent_mean (L,), latent_factor (L, L), sizes (n_levels,), seed_mean and seed_log_variance (n_seeds, L).
     """
 
     latent_mean: Tensor
     latent_factor: Tensor
-    """z = latent_mean + latent_factor @ noise: the first two moments of the type's posteriors"""
+    """z = latent_mean + latent_factor @ noise: the first two moments of the type's posteriors, spread out"""
     sizes: Tensor
     """quantiles of the log library size"""
     seed_mean: Tensor
@@ -42,7 +42,7 @@ def _latent_moments(mean: Tensor, log_variance: Tensor, prior: float) -> tuple[T
     return center, torch.linalg.cholesky(second / (n + prior) - center.outer(center))
 
 
-def _size_quantiles(size: Tensor, types: Tensor, t: int, prior: float) -> Tensor:
+def size_quantiles(size: Tensor, types: Tensor, t: int, prior: float) -> Tensor:
     """Quantiles of a type's log library sizes, with `prior` cells' worth of all types' scatter around its mean."""
     own = size[types == t]
     scatter = torch.cat([size[types == other] - size[types == other].mean() for other in types.unique()])
@@ -70,20 +70,23 @@ class SeededGan:
         cells, params, generator, rng = training.cells, training.params, training.generator, training.rng
         prior, seeds = params.calibration_prior, training.seed_rows.seeds
         mean, log_variance = generator.encode(cells.x, cells.types, cells.size)
+        seed_mean, seed_log_variance = training.seed_rows.pool(mean, log_variance)
         lowest, highest = cells.x.aminmax(dim=0)
         constant = torch.where(lowest == highest, lowest, torch.nan)
         model = cls(generator, params.leakage if len(seeds) else 0.0, constant, [])
         for t in range(training.n_types):
-            own, of_type = cells.types == t, seeds[cells.types[seeds] == t]
+            own, of_type = cells.types == t, cells.types[seeds] == t
             center, factor = _latent_moments(mean[own], log_variance[own], prior)
-            sizes = _size_quantiles(cells.size.squeeze(1), cells.types, t, prior)
-            model.types.append(TypeModel(center, factor, sizes, mean[of_type], log_variance[of_type]))
+            factor = params.latent_spread * factor
+            sizes = size_quantiles(cells.size.squeeze(1), cells.types, t, prior)
+            model.types.append(TypeModel(center, factor, sizes, seed_mean[of_type], seed_log_variance[of_type]))
         if params.calibrate:
-            floor, ranked = lowest.clamp_max(0), generator.to_rank(cells.x, rng)
+            ranking, floor = generator.ranking, lowest.clamp_max(0)
+            ranked = ranking.to_rank(cells.x, rng)
             ceiling = ranked.max(0).values
             for t, uncalibrated in enumerate(model.types):
                 drawn = torch.cat([
-                    generator.to_rank(model._draw(t, n, rng)[0], rng) for n in _portions(params.calibration_cells)
+                    ranking.to_rank(model._draw(t, n, rng)[0], rng) for n in _portions(params.calibration_cells)
                 ])  # fmt: skip
                 calibration = Calibration.fit(ranked[cells.types == t], drawn, floor, ceiling, prior=prior)
                 model.types[t] = TypeModel(**{**vars(uncalibrated), "calibration": calibration})
@@ -119,14 +122,15 @@ class SeededGan:
         -------
         Cells of shape (n_cells, n_genes) ordered by type, their type codes, and a mask: true for seed rows.
         """
+        ranking = self.generator.ranking
         drawn, masks = [sp.csr_matrix((0, self.generator.n_genes), dtype=np.float32)], [np.zeros(0, dtype=bool)]
         for t, n_cells in enumerate(quota):
             for n_rows in _portions(int(n_cells)):
                 x, size, from_seed = self._draw(t, n_rows, rng)
                 calibration = self.types[t].calibration
                 if calibration is not None:
-                    v = calibration.apply(self.generator.to_rank(x, rng), rng)
-                    x = self.generator.from_rank(v, size)
+                    v = calibration.apply(ranking.to_rank(x, rng), rng)
+                    x = ranking.from_rank(v, size)
                 x = torch.where(self.constant.isnan(), x, self.constant)
                 drawn.append(sp.csr_matrix(x.cpu().numpy()))
                 masks.append(from_seed.cpu().numpy())
@@ -140,7 +144,8 @@ class SeededGan:
         ]  # fmt: skip
         return {
             "weights": g.state_dict(), "leakage": self.leakage, "constant": self.constant, "types": types,
-            "target_sum": g.target_sum, "ranks_counts": g.ranks_counts, "size_mean": g.size_mean, "size_sd": g.size_sd,
+            "target_sum": g.ranking.target_sum, "ranks_counts": g.ranking.counts,
+            "size_mean": g.size_mean, "size_sd": g.size_sd,
         }  # fmt: skip
 
     @classmethod
@@ -154,7 +159,8 @@ class SeededGan:
         else:
             observation = HurdleGamma(weights["observation.detection_logit"], weights["observation.log_level"])
         generator = Generator(
-            observation, params, scale=scale, ranks_counts=state["ranks_counts"], target_sum=state["target_sum"],
+            observation, params.latent_dim, len(weights["encoder.0.weight"]),
+            ranking=Ranking(scale, state["ranks_counts"], state["target_sum"]),
             size_mean=state["size_mean"], size_sd=state["size_sd"],
         )  # fmt: skip
         generator.load_state_dict(weights)

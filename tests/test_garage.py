@@ -293,7 +293,7 @@ CHANGED = {
         **SELECTION, "latent_dim": 3, "hidden_dim": 9, "batch_size": 16, "anchor_epochs": 3, "warmup_epochs": 1,
         "anchor_lr": 0.002, "critic_steps": 5, "critic_hidden": 8, "generator_lr": 0.001, "critic_lr": 0.1,
         "adversarial_weight": 500.0, "r1_weight": 100.0, "r1_every": 2, "ema_decay": 0.5, "calibrate": False,
-        "calibrate_on": "normalised", "calibration_prior": 50.0, "calibration_cells": 40,
+        "calibrate_on": "normalised", "calibration_prior": 50.0, "calibration_cells": 40, "latent_spread": 2.0,
     },
     "paper": {
         **SELECTION, "graph_on": "pcs", "graph_symmetric": True, "gat_balanced": True, "priority_on": "loss",

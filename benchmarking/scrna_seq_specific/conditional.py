@@ -12,7 +12,7 @@ from anndata import AnnData
 from torch import Tensor, nn
 
 from benchmarking.training import CELLS_AT_ONCE, LogValues, Memory, reproducible
-from data_generation.seeded_gan import log_normalise
+from data_generation.calibration import log_normalise
 
 LABELS = "given"
 
