@@ -49,6 +49,16 @@ def values_of(table, method):
     return table[(table["method"] == method) & (table["group"] == "all cells")].set_index(["seed", "metric"])["value"]
 
 
+def test_calibrated_cells_are_those_of_the_same_run(matrix, tmp_path):
+    code, _, table = matrix("gan", "gan_calibrated", "poisson_calibrated")
+    assert code == 0 and set(table["method"]) == {"gan", "gan_calibrated", "poisson_calibrated"}
+    assert sorted(path.name for path in (tmp_path / "synthetic" / "toy").iterdir()) == ["gan"]
+    metric = (0, "dcr_ratio")
+    assert values_of(table, "gan")[metric] != values_of(table, "gan_calibrated")[metric]
+    code, told, _ = matrix("gan_calibrated")
+    assert code == 0 and "0 judged, 1 known" in told
+
+
 def test_every_method_is_judged_on_every_seed_and_not_twice(matrix, tmp_path):
     code, told, table = matrix("gan", "gan_paper", "poisson", "real_half", seeds=2)
     assert code == 0 and "8 judged, 0 known, 0 failed" in told

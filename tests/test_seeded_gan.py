@@ -507,3 +507,28 @@ def test_few_cells_and_few_types(tiny, scale, sizes):
     assert np.ptp(cells, axis=0).any()
     if scale != "scaled":
         assert (cells >= 0).all()
+
+
+def test_seeds_are_kept_as_neighbourhoods():
+    """The moments of the mixture of the neighbours' posteriors, as a sample of that mixture has them."""
+
+    class Picked:
+        is_seed = np.array([True, False, False])
+        neighborhood = sp.csr_matrix(np.array([[0, 0.25, 0.75]]))
+
+    mean, log_variance = torch.tensor([[100.0], [1.0], [3.0]]), torch.tensor([[5.0], [0.2], [-1.0]])
+    center, pooled = SeedRows(Picked, CPU).pool(mean, log_variance)
+    rng = np.random.default_rng(0)
+    row = np.where(rng.random(200_000) < 0.25, 1, 2)
+    drawn = rng.normal(mean.numpy()[row, 0], np.exp(0.5 * log_variance.numpy()[row, 0]))
+    assert float(center) == pytest.approx(drawn.mean(), abs=0.02)  # nothing of the seed's own posterior
+    assert float(pooled.exp()) == pytest.approx(drawn.var(), rel=0.02)
+
+
+def test_width_follows_the_number_of_cells(tiny):
+    def width(n_cells, hidden_dim=None):
+        X = np.random.default_rng(0).poisson(2.0, (n_cells, 5)) + 1
+        return generator_for(X, replace(tiny, hidden_dim=hidden_dim)).encoder[0].out_features
+
+    assert [width(n) for n in (40, 400, 2500, 40_000)] == [16, 20, 50, 128]
+    assert width(400, hidden_dim=7) == 7
