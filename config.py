@@ -192,8 +192,8 @@ class GarageParams(SelectionParams):
     """epochs over which the weight of the Kullback-Leibler term rises from 0 to 1"""
     anchor_lr: Annotated[float, POSITIVE] = 1e-3
     """learning rate of the anchor phase (AdamW)"""
-    critic_steps: Annotated[int, Range(0)] = 0
-    """adversarial steps after the anchor; none by default, as they did not earn their time (docs/lab_notes.md)"""
+    critic_steps: Annotated[int, Range(0)] = 500
+    """adversarial steps after the anchor; 0 leaves the critic out"""
     critic_hidden: Annotated[int, Range(1)] = 256
     """width of the two hidden layers of the critic"""
     generator_lr: Annotated[float, POSITIVE] = 2e-4
