@@ -4,6 +4,7 @@ The generator is the decoder of a conditional variational autoencoder with an ob
 Its input is a hybrid batch (paper, "attention-guided leakage"): noise rows draw their latent vector from the prior,
 seed rows from the posterior of a seed cell. A seed row is asked for a cell of the seed's NEIGHBOURHOOD, a neighbour
 drawn in proportion to attention, so that it ties the generator to the manifold without teaching it to copy the seed.
+Networks are narrow where cells are few: a wide one has room for the noise of each cell, and gives it away.
 
 1. Anchor: maximise the evidence lower bound (Kingma & Welling 2014).
 2. Critic: continue with a projection critic (Miyato & Koyama 2018), logistic loss and lazy R1 penalty on real cells

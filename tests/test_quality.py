@@ -3,18 +3,23 @@
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pytest
 from anndata import AnnData
+from sklearn.ensemble import RandomForestClassifier
 
 from benchmarking.controls import copula
+from common.comparison import make_views
 from common.data import CellSource, load_cells, select_genes, split_cells
 from common.evaluation import evaluate
 from common.metrics.catalogue import ALL
+from common.metrics.privacy import copies
 from common.runs import Run
 from config import GarageParams
 from data_generation.model import fit, sample
 
+FEW = 3  # cells left of a type
 SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
 
 
@@ -38,3 +43,19 @@ def test_default_preset_beats_the_copula_on_held_out_halves():
     assert ours["rf_auroc_genes"] < min(0.71, theirs["rf_auroc_genes"])
     assert ours["rf_auroc_pcs"] < min(0.61, theirs["rf_auroc_pcs"])
     assert ours["coverage_pcs"] > max(0.91, theirs["coverage_pcs"])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", [0, 1])
+def test_three_cells_of_a_type_are_enough_to_draw_that_type(seed):
+    """A classifier of held-out cells recognises most of them, and none is a copy."""
+    train, held = split_cells(load_cells(CellSource(dataset="pbmc68k")), 0.5, seed=seed)
+    rare = "CD19+ B"
+    own = np.flatnonzero(train.obs["cell_type"] == rare)
+    left_out = np.random.default_rng(seed).permutation(own)[FEW:]
+    train = train[np.setdiff1d(np.arange(train.n_obs), left_out)].copy()
+    drawn = sample(fit(train, GarageParams(), seed=seed, device="cpu"), 60, cell_type=rare, seed=seed)
+    real, learnt, synthetic = make_views(held, train, drawn)
+    forest = RandomForestClassifier(400, class_weight="balanced", random_state=0).fit(real.pcs, real.labels)
+    assert (forest.predict(synthetic.pcs) == rare).mean() > 0.5
+    assert copies(learnt.X, synthetic.X) == 0
