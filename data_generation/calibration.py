@@ -59,6 +59,8 @@ def interpolate(at: Tensor, x: Tensor, y: Tensor) -> Tensor:
     x, y
         Knots of shape (n_functions, n_knots), x not decreasing.
     """
+    if x.shape[1] == 1:
+        return y.expand(at.shape)
     right = torch.searchsorted(x.contiguous(), at.contiguous()).clamp(1, x.shape[1] - 1)
     x0, x1 = x.gather(1, right - 1), x.gather(1, right)
     y0, y1 = y.gather(1, right - 1), y.gather(1, right)

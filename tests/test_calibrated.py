@@ -64,3 +64,13 @@ def test_types_that_the_training_cells_lack_stay_as_they_are():
     found = calibrate(cells_of(drawn, labels, "log"), cells_of(real, ["a"] * 20, "log"), GarageParams(), seed=0)
     X = found.X.toarray()
     assert np.allclose(X[10:], drawn[10:]) and not np.allclose(X[:10], drawn[:10])
+
+
+def test_a_type_drawn_once_gets_a_training_value():
+    rng = np.random.default_rng(0)
+    real = lognormal(rng, 2.0, n=20)
+    found = calibrate(
+        cells_of(lognormal(rng, 0.0, n=1), ["a"], "log"), cells_of(real, ["a"] * 20, "log"), GarageParams(), seed=0
+    )
+    X = found.X.toarray()
+    assert ((X >= 0) & (real.max(0) >= X)).all() and X.sum() > 0
