@@ -9,7 +9,6 @@ import scipy.sparse as sp
 import torch
 from anndata import AnnData
 
-from common.device import choose_device
 from config import GarageParams
 from data_generation.calibration import Calibration, Ranking, interpolate, quantile_levels
 from data_generation.seeded_gan import TrainingCells
@@ -33,7 +32,7 @@ def calibrate(drawn: AnnData, train: AnnData, params: GarageParams, *, seed: int
     -------
     As many cells as were drawn. Those of types that the training cells lack stay as they are.
     """
-    scale, device = train.uns["scale"], choose_device("cpu")
+    scale, device = train.uns["scale"], torch.device("cpu")
     names, types = np.unique(train.obs["cell_type"].astype(str), return_inverse=True)
     real = TrainingCells.on(device, sp.csr_matrix(train.X), types, scale)
     labels = drawn.obs["cell_type"].astype(str).to_numpy()

@@ -3,7 +3,8 @@
 Each data set is split anew for each seed; a generator learns from one part and is judged by the other. A method is
 garage, a baseline by its name (preset `tuned`), either with `_paper` added for the published settings, or a control;
 `all` stands for garage, the ten baselines and the controls, `paper` for the published settings of the baselines. With
-`_calibrated` added, the marginals of a rival's cells are calibrated as GARAGE's are; `calibrated` stands for all those.
+`_calibrated` added, the marginals of a rival's cells are calibrated as GARAGE's are; `calibrated` stands for the tuned
+baselines, Poisson, copula and SMOTE so treated.
 A matrix that was interrupted goes on where it stopped: give the same command again.
 
 Run:    python benchmarking/run_benchmark.py --datasets pbmc68k my_cells.h5ad --methods all --seeds 5

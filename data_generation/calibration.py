@@ -57,7 +57,7 @@ def interpolate(at: Tensor, x: Tensor, y: Tensor) -> Tensor:
     at
         Shape (n_functions, n_points).
     x, y
-        Knots of shape (n_functions, n_knots), x not decreasing.
+        Knots of shape (n_functions, n_knots), x not decreasing; a single knot makes a constant.
     """
     if x.shape[1] == 1:
         return y.expand(at.shape)

@@ -43,7 +43,10 @@ def _latent_moments(mean: Tensor, log_variance: Tensor, prior: float) -> tuple[T
 
 
 def size_quantiles(size: Tensor, types: Tensor, t: int, prior: float) -> Tensor:
-    """Quantiles of a type's log library sizes, with `prior` cells' worth of all types' scatter around its mean."""
+    """Quantiles of a type's log library sizes, with `prior` cells' worth of all types' scatter around its mean.
+
+    Shapes: size and types (n_cells,) -> (n_levels,), at `quantile_levels`.
+    """
     own = size[types == t]
     scatter = torch.cat([size[types == other] - size[types == other].mean() for other in types.unique()])
     values = torch.cat([own, own.mean() + scatter])
