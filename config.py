@@ -170,6 +170,11 @@ class SelectionParams(Params):
     """where the priority weight acts: on the cross-entropy, or on the hidden features (as published)"""
     rare_quota: bool = True
     """share the seeds out by type, rare types first; otherwise the cells of highest attention, whatever their type"""
+    rare_only: bool = False
+    """take seeds from rare types only"""
+    seeds_by: Literal["attention", "random", "degree", "k_centre"] = "attention"
+    """what makes a cell a seed; the others are there to be compared with attention: chance, cells that listen to it,
+    or distance from the seeds so far (farthest-first)"""
 
 
 CalibrateOn = Literal["auto", "counts", "normalised"]

@@ -277,7 +277,7 @@ def script(
         """Learn from the cells, draw, and write the run's folder."""
         argv = list(sys.argv[1:] if argv is None else argv)
         args = parse(method, argv, doc)
-        check_seed(args.seed)
+        check_seed(args)
         torch.use_deterministic_algorithms(True, warn_only=True)
         if args.from_ is not None:
             draw_from(
@@ -287,7 +287,7 @@ def script(
             return
         clock = Stopwatch()
         with clock.stage("loading"):
-            cells, held = load_split(args.source, args.holdout, args.seed)
+            cells, held = load_split(args.source, args.holdout, args.split_by)
         name = args.name or (method if args.preset == "tuned" else f"{method}_{args.preset}")
         folder = folder_of(args.out, cells.uns["dataset"], name, args.seed)
         n_cells, device = cells.n_obs if args.n_cells is None else args.n_cells, choose_device(args.device)
@@ -305,8 +305,7 @@ def script(
         write_held(folder, held)
         write_tensors(folder / "model.pt", content_of(model, method, args.params))
         write_json(folder / "run.json", record_of(
-            cells, args.source, argv=argv, method=name, preset=args.preset, seed=args.seed, holdout=args.holdout,
-            params=asdict(args.params), notes=model.memory.notes, device=device, clock=clock, baseline=method,
+            cells, args, argv=argv, method=name, params=asdict(args.params), notes=model.memory.notes, device=device, clock=clock, baseline=method,
             labels=labels, steps=_last(model.losses),
         ))  # fmt: skip
         seconds = sum(stage["seconds"] for stage in clock.stages.values())

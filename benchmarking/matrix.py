@@ -49,7 +49,7 @@ class Job:
     source: CellSource
     holdout: float
     seed: int
-    """of the split and of everything random in the generator"""
+    """of everything random in the generator"""
     generator: str
     """garage, a baseline or a control"""
     name: str
@@ -58,6 +58,13 @@ class Job:
     """for the generator's script: preset and hyperparameters"""
     calibrated: bool = False
     """judge its cells after their marginals were calibrated as GARAGE's are"""
+    split_seed: int | None = None
+    """of the split, if it is not to be the generator's"""
+
+    @property
+    def split_by(self) -> int:
+        """Seed of the split."""
+        return self.seed if self.split_seed is None else self.split_seed
 
     @property
     def method(self) -> str:
@@ -68,7 +75,7 @@ class Job:
     def argv(self) -> list[str]:
         """The command line of the generator's script."""
         source = ("--dataset", self.source.dataset), ("--input", self.source.input)
-        given = (*source, ("--n-top-genes", self.source.n_top_genes))
+        given = (*source, ("--n-top-genes", self.source.n_top_genes), ("--split-seed", self.split_seed))
         words = [word for flag, value in given if value is not None for word in (flag, str(value))]
         return [*words, "--holdout", f"{self.holdout:g}", "--seed", str(self.seed), "--name", self.name, *self.flags]
 
@@ -104,10 +111,11 @@ def perform(job: Job, table: Path, families: Collection[Computed], *, again: boo
     """Train, draw, judge, and write the rows of the table; whatever goes wrong becomes a gap in it and an outcome."""
     torch.set_num_threads(threads)  # numba sets it too, so anew for each job
     try:
-        split = _split(job.source, job.holdout, job.seed)
+        split = _split(job.source, job.holdout, job.split_by)
     except UserError as error:
         return Outcome(job, str(job.source.dataset or job.source.input), "failed", str(error))
-    split = replace(split, method=job.method)
+    described = describe_split(job.holdout, split.train.n_vars, by=job.split_by, seed=job.seed)
+    split = replace(split, method=job.method, seed=job.seed, split=described)
     folder = folder_of(None, split.dataset, job.name, job.seed)
     is_control = job.generator in CONTROLS
     reusable = not again and (is_control or _is_finished(job, folder))
@@ -141,9 +149,9 @@ def _split(source: CellSource, holdout: float, seed: int) -> Run:
     if held is None:
         raise UserError("--holdout is 0: give a share, so that there are cells to judge by")
     return Run(
-        folder=Path(), dataset=train.uns["dataset"], method="", seed=seed, split=describe_split(holdout, train.n_vars),
-        params={}, rare_threshold=train.uns.get("rare_threshold"), train=train, held=with_genes_of(held, train),
-        synthetic=train, seeds=None,
+        folder=Path(), dataset=train.uns["dataset"], method="", seed=seed, split="", params={},
+        rare_threshold=train.uns.get("rare_threshold"), train=train, held=with_genes_of(held, train), synthetic=train,
+        seeds=None,
     )  # fmt: skip
 
 

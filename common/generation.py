@@ -40,8 +40,15 @@ class GeneratorArgs(Generic[P]):
     """draw this type only"""
     holdout: float = 0.0
     """share of each type's cells kept away from everything, to judge the result by; listed in heldout.csv"""
+    split_seed: int | None = None
+    """seed of what is held out; by default that of everything else"""
     from_: Annotated[Path | None, tyro.conf.arg(name="from")] = None
     """draw from the finished run in this folder, without training"""
+
+    @property
+    def split_by(self) -> int:
+        """Seed of what is held out."""
+        return self.seed if self.split_seed is None else self.split_seed
 
 
 def preset_of(argv: Sequence[str], default: str) -> str:
@@ -53,14 +60,15 @@ def preset_of(argv: Sequence[str], default: str) -> str:
     return preset
 
 
-def check_seed(seed: int) -> None:
+def check_seed(args: GeneratorArgs) -> None:
     """Refuse a seed that a random number generator would."""
-    if not 0 <= seed < 2**32:
-        raise UserError(f"--seed is {seed}: give a number from 0 to {2**32 - 1}")
+    for flag, seed in (("--seed", args.seed), ("--split-seed", args.split_seed)):
+        if seed is not None and not 0 <= seed < 2**32:
+            raise UserError(f"{flag} is {seed}: give a number from 0 to {2**32 - 1}")
 
 
 def load_split(source: CellSource, holdout: float, seed: int) -> tuple[AnnData, AnnData | None]:
-    """Load and split the cells; genes are chosen on the training cells only.
+    """Load the cells and split them by a seed; genes are chosen on the training cells only.
 
     Returns
     -------
@@ -138,7 +146,7 @@ def draw_from(
         If a flag is given that the run has settled, there is no model, or the folder belongs to another run.
     """
     assert args.from_ is not None
-    settled = ("source", "params", "preset", "name", "holdout", "resume")
+    settled = ("source", "params", "preset", "name", "holdout", "split_seed", "resume")
     given = [name for name in settled if getattr(args, name, None) != getattr(plain, name, None)]
     if given:
         raise UserError(
@@ -164,15 +172,15 @@ def draw_from(
 
 
 def record_of(
-    cells: AnnData, source: CellSource, *, argv: list[str], method: str, preset: str, seed: int, holdout: float,
-    params: dict[str, Any], notes: Sequence[str], device: torch.device, clock: Stopwatch, **facts: Any,
+    cells: AnnData, args: Any, *, argv: list[str], method: str, params: dict[str, Any], notes: Sequence[str],
+    device: torch.device, clock: Stopwatch, **facts: Any,
 ) -> dict[str, Any]:  # fmt: skip
     """Return what run.json holds, by which the run can be judged and repeated; `facts` are the method's own."""
     return {
-        "argv": argv, "source": _absolute(asdict(source)),
-        "dataset": cells.uns["dataset"], "method": method, "preset": preset, "scale": cells.uns["scale"],
+        "argv": argv, "source": _absolute(asdict(args.source)),
+        "dataset": cells.uns["dataset"], "method": method, "preset": args.preset, "scale": cells.uns["scale"],
         "labels_from": cells.uns["labels_from"], "rare_threshold": cells.uns.get("rare_threshold"),
-        "sha256": cells.uns["sha256"], "seed": seed, "holdout": holdout,
+        "sha256": cells.uns["sha256"], "seed": args.seed, "holdout": args.holdout, "split_seed": args.split_by,
         "params": params, "cells": cells.n_obs, "genes": cells.n_vars, **facts,
         "notes": [*cells.uns["notes"], *notes], **environment(device), "stages": clock.stages,
     }  # fmt: skip

@@ -93,15 +93,15 @@ def identify(folder: Path) -> tuple[str, str, int, str]:
     record = read_record(folder)
     return (
         record["dataset"],
-        describe_split(record["holdout"], record["genes"]),
+        describe_split(record["holdout"], record["genes"], by=record.get("split_seed", record["seed"]), seed=record["seed"]),
         record["seed"],
         record["method"],
     )
 
 
-def describe_split(holdout: float, n_genes: int) -> str:
-    """Return how tables name a split."""
-    return f"holdout {holdout:g}, {n_genes} genes"
+def describe_split(holdout: float, n_genes: int, *, by: int, seed: int) -> str:
+    """Return how tables name a split: without its seed `by` if that is the run's own."""
+    return f"holdout {holdout:g}" + ("" if by == seed else f" by seed {by}") + f", {n_genes} genes"
 
 
 def load_run(folder: Path) -> Run:

@@ -20,6 +20,7 @@ from torch_geometric.nn import GATConv
 
 from common.cli import Reporter
 from common.data import rare_types
+from common.errors import UserError
 from common.run import Checkpoint, no_checkpoint
 from common.threads import torch_threads_kept
 from config import SelectionParams
@@ -294,22 +295,91 @@ def seed_quota(sizes: np.ndarray, n_seeds: int, is_rare: np.ndarray, priority_we
     return quota
 
 
-def choose_seeds(attention: np.ndarray, types: np.ndarray, is_rare: np.ndarray, params: SelectionParams) -> np.ndarray:
-    """Choose ceil(leakage x n_cells) seeds: in each type those of highest attention, as many as its quota.
+def farthest_first(features: np.ndarray) -> np.ndarray:
+    """Order cells so that each is the one farthest from all before it (k-centre, Gonzalez 1985), from the middle on.
+
+    Parameters
+    ----------
+    features
+        Shape (n_cells, n_features).
 
     Returns
     -------
-    Boolean mask of shape (n_cells,).
+    Cell indices of shape (n_cells,): the first k of them are k centres.
+    """
+    order = [int(np.square(features - features.mean(0)).sum(1).argmin())]
+    nearest = np.full(len(features), np.inf)
+    for _ in range(len(features) - 1):
+        nearest = np.minimum(nearest, np.square(features - features[order[-1]]).sum(1))
+        nearest[order[-1]] = -1.0  # never again, even where all that are left coincide
+        order.append(int(nearest.argmax()))
+    return np.array(order)
+
+
+def seed_scores(
+    attention: np.ndarray, edge_index: np.ndarray, features: np.ndarray, types: np.ndarray, params: SelectionParams, *,
+    seed: int,
+) -> np.ndarray:  # fmt: skip
+    """Score each cell's fitness as a seed by `params.seeds_by`.
+
+    Parameters
+    ----------
+    attention
+        From `cell_attention`.
+    edge_index, features
+        The graph, self loops or not, and what it was built on. Centres are sought within each type if seeds are shared
+        out by type, and among all cells otherwise.
+
+    Returns
+    -------
+    Shape (n_cells,), higher is better; cells of equal degree in random order.
+    """
+    n_cells, rng = len(types), np.random.default_rng(seed)
+    if params.seeds_by == "random":
+        return rng.random(n_cells)
+    if params.seeds_by == "degree":
+        source, target = edge_index
+        return np.bincount(source[source != target], minlength=n_cells) + rng.random(n_cells)
+    if params.seeds_by == "k_centre":
+        scores = np.empty(n_cells)
+        group = types if params.rare_quota else np.zeros_like(types)
+        for t in np.unique(group):
+            members = np.flatnonzero(group == t)
+            scores[members[farthest_first(features[members])]] = -np.arange(len(members))
+        return scores
+    return attention
+
+
+def choose_seeds(scores: np.ndarray, types: np.ndarray, is_rare: np.ndarray, params: SelectionParams) -> np.ndarray:
+    """Choose ceil(leakage x n_cells) seeds: in each type those of highest score, as many as its quota.
+
+    Parameters
+    ----------
+    scores
+        Shape (n_cells,), from `seed_scores`.
+
+    Returns
+    -------
+    Boolean mask of shape (n_cells,). With `params.rare_only` no more than there are rare cells.
+
+    Raises
+    ------
+    UserError
+        If seeds are to be rare, and no cell is.
     """
     is_seed = np.zeros(len(types), dtype=bool)
     n_seeds = int(np.ceil(round(params.leakage * len(types), 6)))  # 0.07 x 100 is a little more than 7
     if n_seeds == 0:
         return is_seed
-    best_first = np.argsort(-attention, kind="stable")
+    best_first = np.argsort(-scores, kind="stable")
+    if params.rare_only:
+        if not is_rare.any():
+            raise UserError("--rare-only, but no type is rare: raise --rare-threshold")
+        best_first = best_first[is_rare[best_first]]
     if not params.rare_quota:
         is_seed[best_first[:n_seeds]] = True
         return is_seed
-    sizes = np.bincount(types)
+    sizes = np.bincount(types[best_first], minlength=int(types.max()) + 1)
     type_is_rare = np.bincount(types, is_rare) > 0
     for t, quota in enumerate(seed_quota(sizes, n_seeds, type_is_rare, params.priority_weight)):
         is_seed[best_first[types[best_first] == t][:quota]] = True
@@ -364,6 +434,7 @@ def select(
         seed=seed, device=device, report=report, state=state, checkpoint=checkpoint,
     )  # fmt: skip
     attention = cell_attention(edges, alpha, n_cells)
-    is_seed = choose_seeds(attention, types, is_rare, params)
+    scores = seed_scores(attention, edges, features, types, params, seed=seed)
+    is_seed = choose_seeds(scores, types, is_rare, params)
     neighborhood = seed_neighborhoods(edges, alpha, types, np.flatnonzero(is_seed))
     return Selection(attention, is_seed, is_rare, neighborhood, accuracy)

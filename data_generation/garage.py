@@ -165,7 +165,7 @@ def _train_and_draw(args: Args, argv: list[str]) -> None:
     """Learn from the cells, draw, and write the run's folder."""
     clock = Stopwatch()
     with clock.stage("loading"):
-        cells, held = load_split(args.source, args.holdout, args.seed)
+        cells, held = load_split(args.source, args.holdout, args.split_by)
     params = args.params
     if params.rare_threshold is None:
         params = replace(params, rare_threshold=cells.uns.get("rare_threshold"))
@@ -189,8 +189,7 @@ def _train_and_draw(args: Args, argv: list[str]) -> None:
     write_held(folder, held)
     write_tensors(folder / "model.pt", model.content())
     write_json(folder / "run.json", record_of(
-        cells, args.source, argv=argv, method=name, preset=args.preset, seed=args.seed, holdout=args.holdout,
-        params=asdict(params), notes=model.notes, device=model.device, clock=clock, attention_accuracy=model.accuracy,
+        cells, args, argv=argv, method=name, params=asdict(params), notes=model.notes, device=model.device, clock=clock, attention_accuracy=model.accuracy,
         labels="classifier" if isinstance(params, PaperParams) else "given",
     ))  # fmt: skip
     run.forget()
@@ -207,7 +206,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Run the script."""
     argv = list(sys.argv[1:] if argv is None else argv)
     args = parse(argv)
-    check_seed(args.seed)
+    check_seed(args)
     torch.use_deterministic_algorithms(True, warn_only=True)
     if args.from_ is not None:
         _draw_more(args, argv)

@@ -48,11 +48,11 @@ class NegativeBinomial(nn.Module):
         log_mean, theta = self._log_mean(decoded, types, size), self.dispersion
         log_theta = theta.log()
         log_total = torch.logaddexp(log_mean, log_theta)
-        # most counts are zero, where the gamma functions cancel
-        some = x > 0
-        gammas = torch.lgamma(x[some] + theta.expand_as(x)[some]) - torch.lgamma(theta).expand_as(x)[some]
         per_gene = theta * (log_theta - log_total) + x * (log_mean - log_total)
-        return per_gene.sum(1) + torch.zeros_like(x).masked_scatter(some, gammas).sum(1)
+        # most counts are zero, where the gamma functions cancel
+        row, gene = x.nonzero(as_tuple=True)
+        gammas = torch.lgamma(x[row, gene] + theta.index_select(0, gene)) - torch.lgamma(theta).index_select(0, gene)
+        return per_gene.sum(1).index_add(0, row, gammas)
 
     def draw(self, decoded: Tensor, types: Tensor, size: Tensor, rng: torch.Generator) -> Tensor:
         """Draw whole counts."""

@@ -337,7 +337,8 @@ CHANGES = [
     {"leakage": 0.4}, {"rare_threshold": 20}, {"neighbors": 8}, {"graph_on": "genes"}, {"graph_pcs": 2},
     {"graph_symmetric": False}, {"gat_heads": 3}, {"gat_hidden": 5}, {"gat_epochs": 29}, {"gat_lr": 1e-2},
     {"gat_validation": 0.3}, {"gat_patience": 2}, {"gat_balanced": False}, {"priority_weight": 5.0},
-    {"priority_on": "features"}, {"rare_quota": False},
+    {"priority_on": "features"}, {"rare_quota": False}, {"rare_only": True}, {"seeds_by": "random"},
+    {"seeds_by": "degree"}, {"seeds_by": "k_centre"},
 ]  # fmt: skip
 
 

@@ -287,6 +287,7 @@ SELECTION = {
     "leakage": 0.3, "rare_threshold": 5, "neighbors": 4, "graph_on": "genes", "graph_pcs": 7, "graph_symmetric": False,
     "gat_heads": 2, "gat_hidden": 5, "gat_epochs": 6, "gat_lr": 0.01, "gat_validation": 0.3, "gat_patience": 1,
     "gat_balanced": False, "priority_weight": 30.0, "priority_on": "features", "rare_quota": False,
+    "rare_only": True, "seeds_by": "random",
 }  # fmt: skip
 CHANGED = {
     "garage": {
@@ -308,8 +309,8 @@ SOURCE = {
 }  # fmt: skip
 ARGS = {
     "preset": "paper", "seed": 7, "device": "cpu", "name": "variant", "out": Path("folder"), "n_cells": 9,
-    "cell_type": "R", "proportions": "uniform", "fractions": True, "holdout": 0.25, "resume": True,
-    "from_": Path("there"),
+    "cell_type": "R", "proportions": "uniform", "fractions": True, "holdout": 0.25, "split_seed": 3,
+    "resume": True, "from_": Path("there"),
 }  # fmt: skip
 
 
