@@ -305,8 +305,8 @@ def script(
         write_held(folder, held)
         write_tensors(folder / "model.pt", content_of(model, method, args.params))
         write_json(folder / "run.json", record_of(
-            cells, args, argv=argv, method=name, params=asdict(args.params), notes=model.memory.notes, device=device, clock=clock, baseline=method,
-            labels=labels, steps=_last(model.losses),
+            cells, args, argv=argv, method=name, params=asdict(args.params), notes=model.memory.notes, device=device,
+            clock=clock, baseline=method, labels=labels, steps=_last(model.losses),
         ))  # fmt: skip
         seconds = sum(stage["seconds"] for stage in clock.stages.values())
         console.print(escape(f"wrote cells, losses, model and run.json to {folder} in {seconds:.0f} s"), soft_wrap=True)

@@ -114,7 +114,7 @@ def perform(job: Job, table: Path, families: Collection[Computed], *, again: boo
         split = _split(job.source, job.holdout, job.split_by)
     except UserError as error:
         return Outcome(job, str(job.source.dataset or job.source.input), "failed", str(error))
-    described = describe_split(job.holdout, split.train.n_vars, by=job.split_by, seed=job.seed)
+    described = describe_split(job.holdout, split.train.n_vars, job.split_seed)
     split = replace(split, method=job.method, seed=job.seed, split=described)
     folder = folder_of(None, split.dataset, job.name, job.seed)
     is_control = job.generator in CONTROLS

@@ -12,27 +12,23 @@ Reads:  data sets of config.py, or h5ad files with cell types in obs
 Writes: results/tables/benchmark.csv as it goes, results/synthetic/<dataset>/<method>/seed<k>/ with log.txt in each
 """
 
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import tyro
-from rich.markup import escape
 
 from benchmarking.baseline import METHODS
 from benchmarking.controls import CONTROLS, DEFAULT_CONTROLS, PEERS, PURE_CONTROLS, load_controls
-from benchmarking.matrix import CALIBRATED, LOG, Job, perform_all
-from common.checks import existing, nearest
-from common.cli import console, errors, progress_bar, run_script
+from benchmarking.experiment import MatrixArgs, run_jobs, source_of, tell
+from benchmarking.matrix import CALIBRATED, Job
+from common.checks import nearest
+from common.cli import run_script
 from common.data import CellSource
 from common.errors import UserError
-from common.generation import folder_of
 from common.metrics.catalogue import ALL, FAMILIES, Computed
-from common.results import read_results
-from common.run import check_writable
 from common.summary import show
-from config import DATASETS, RESULTS_DIR
+from config import RESULTS_DIR
 
 GENERATORS = ("garage", *METHODS)
 PAPER = tuple(f"{name}_paper" for name in METHODS)
@@ -48,25 +44,13 @@ SHOWN = (
 
 
 @dataclass(frozen=True)
-class Args:
+class Args(MatrixArgs):
     """Every generator on every data set and split."""
 
-    datasets: tuple[str, ...] = ("pbmc68k",)
-    """names of config.py, or paths of h5ad files with obs['cell_type']"""
     methods: tuple[str, ...] = ("all",)
     """names of generators, or of groups of them: all, paper, controls, calibrated"""
-    seeds: int = 5
-    """seeds 0, 1, ...: each splits the cells anew"""
-    holdout: float = 0.5
-    """share of each type's cells that generators do not see and are judged by"""
-    n_top_genes: int = 1000
-    """variable genes, chosen on the training cells"""
     families: tuple[Computed, ...] = FAMILIES
     """kinds of metrics"""
-    jobs: int = 2
-    """processes at a time; the processor's cores are shared out among them"""
-    again: bool = False
-    """train and judge anew what is there already"""
     out: Path = RESULTS_DIR / "tables" / "benchmark.csv"
     """table to write; what it holds of other methods, data sets and splits is kept"""
 
@@ -87,21 +71,6 @@ def choose_methods(names: Sequence[str]) -> list[str]:
             raise UserError(f"there is no method '{name}', only {', '.join(choices)}{nearest(name, choices)}")
     load_controls([name for name in (name.removesuffix(CALIBRATED) for name in chosen) if name in CONTROLS])
     return chosen
-
-
-def source_of(dataset: str, n_top_genes: int) -> CellSource:
-    """Return where a data set's cells are, by its name or path; a relative path is made absolute.
-
-    Raises
-    ------
-    UserError
-        If it is neither a data set of config.py nor a file.
-    """
-    if dataset in DATASETS:
-        return CellSource(dataset=dataset, n_top_genes=n_top_genes)
-    if "/" not in dataset and not Path(dataset).suffix:
-        raise UserError(f"there is no data set '{dataset}', only {', '.join(DATASETS)}{nearest(dataset, DATASETS)}")
-    return CellSource(input=existing(Path(dataset)).resolve(), n_top_genes=n_top_genes)
 
 
 def plan(args: Args) -> list[Job]:
@@ -127,35 +96,14 @@ def main(argv: Sequence[str] | None = None) -> None:
         With code 1 if a generator failed.
     """
     args: Args = tyro.cli(Args, args=argv, description=__doc__, config=(tyro.conf.OmitArgPrefixes,))
-    if args.seeds < 1 or args.jobs < 1:
-        raise UserError(f"--seeds is {args.seeds} and --jobs {args.jobs}: give at least 1")
-    jobs = plan(args)
-    check_writable(args.out.parent)
-    with progress_bar() as report:
-        outcomes = perform_all(
-            jobs, table=args.out, families=args.families, n_jobs=args.jobs, again=args.again, report=report
-        )
-    if args.out.exists():
-        rows = read_results(args.out, made_by="the same command")
-        mine = rows["dataset"].isin({outcome.dataset for outcome in outcomes}) & rows["seed"].lt(args.seeds)
-        methods = {job.method for job in jobs}
-        shown = rows[mine & rows["method"].isin(methods) & rows["metric"].isin(SHOWN) & (rows["group"] == ALL)]
-        show(shown, controls=PURE_CONTROLS)
-    failed = [outcome for outcome in outcomes if outcome.status == "failed"]
-    for outcome in failed:
-        folder = folder_of(None, outcome.dataset, outcome.job.name, outcome.job.seed)
-        more = f" (see {folder / LOG})" if (folder / LOG).exists() else ""
-        who = f"{outcome.job.method} on {outcome.dataset}, seed {outcome.job.seed}"
-        errors.print(f"[red]failed:[/] {escape(f'{who}: {outcome.reason}{more}')}", soft_wrap=True)
-    counts = {status: sum(o.status == status for o in outcomes) for status in ("judged", "known", "failed")}
-    told = ", ".join(f"{n} {status}" for status, n in counts.items())
-    console.print(
-        f"{told}; {args.out}: python analysis/build_summary_tables.py --table {args.out} makes tables of it, "
+    outcomes, rows = run_jobs(plan(args), args, args.out, args.families)
+    if len(rows):
+        show(rows[rows["metric"].isin(SHOWN) & (rows["group"] == ALL)], controls=PURE_CONTROLS)
+    tell(
+        outcomes,
+        f"{args.out}: python analysis/build_summary_tables.py --table {args.out} makes tables of it, "
         f"python analysis/rank_methods.py --table {args.out} ranks",
-        soft_wrap=True, highlight=False,
-    )  # fmt: skip
-    if failed:
-        sys.exit(1)
+    )
 
 
 if __name__ == "__main__":

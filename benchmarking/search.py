@@ -18,8 +18,9 @@ import numpy as np
 import pandas as pd
 import tyro
 
+from benchmarking.experiment import source_of
 from benchmarking.matrix import Job, perform_all
-from benchmarking.run_benchmark import choose_methods, source_of
+from benchmarking.run_benchmark import choose_methods
 from common.cli import console, progress_bar, run_script
 from common.errors import UserError
 from common.metrics.catalogue import ALL, METRICS

@@ -180,7 +180,7 @@ def record_of(
         "argv": argv, "source": _absolute(asdict(args.source)),
         "dataset": cells.uns["dataset"], "method": method, "preset": args.preset, "scale": cells.uns["scale"],
         "labels_from": cells.uns["labels_from"], "rare_threshold": cells.uns.get("rare_threshold"),
-        "sha256": cells.uns["sha256"], "seed": args.seed, "holdout": args.holdout, "split_seed": args.split_by,
+        "sha256": cells.uns["sha256"], "seed": args.seed, "holdout": args.holdout, "split_seed": args.split_seed,
         "params": params, "cells": cells.n_obs, "genes": cells.n_vars, **facts,
         "notes": [*cells.uns["notes"], *notes], **environment(device), "stages": clock.stages,
     }  # fmt: skip

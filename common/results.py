@@ -1,9 +1,12 @@
 """The long-form tables of results: one row a value, written whole, brought up to date run by run."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 from filelock import FileLock
+from scipy.stats import t
 
 from common.checks import reading
 from common.errors import UserError
@@ -72,3 +75,38 @@ def summarise(table: pd.DataFrame) -> pd.DataFrame:
     found = found.join(expected, on=["dataset", "split"])
     found["missing"] = found.pop("expected") - found["seeds"]
     return found
+
+
+def differences(
+    table: pd.DataFrame, reference: str, *, overlap: float, level: float = 0.95, within: Sequence[str] = ()
+) -> pd.DataFrame:
+    """Compare methods with a reference, seed by seed.
+
+    Parameters
+    ----------
+    table
+        With the columns `COLUMNS`; a seed is a split that all methods share.
+    reference
+        The method that the others are compared with.
+    overlap
+        Held-out over training cells of a split, 0 if seeds share nothing. Splits of the same cells overlap, so that
+        their differences vary less than those of new cells would: the variance of the mean is
+        (1 / seeds + overlap) times that of a seed (Nadeau & Bengio 2003).
+    level
+        Of the confidence interval (Student's t).
+    within
+        Further columns that tell rows of one metric apart.
+
+    Returns
+    -------
+    Columns dataset, split, method, group, metric, those of `within`, mean (the method's value less the reference's),
+    low and high (NaN for one seed) and seeds (that have both).
+    """
+    by = ["dataset", "split", "group", "metric", *within]
+    values = table.pivot(index=[*by, "seed"], columns="method", values="value")
+    gaps = values.drop(columns=reference).sub(values[reference], axis=0).stack().rename("gap").reset_index()
+    found = gaps.groupby([*by, "method"], sort=False)["gap"].agg(mean="mean", sd="std", seeds="count").reset_index()
+    n = found["seeds"]
+    reach = t.ppf((1 + level) / 2, n - 1) * found.pop("sd") * np.sqrt(1 / n + overlap)
+    found["low"], found["high"] = found["mean"] - reach, found["mean"] + reach
+    return found[["dataset", "split", "method", "group", "metric", *within, "mean", "low", "high", "seeds"]]

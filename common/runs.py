@@ -93,15 +93,15 @@ def identify(folder: Path) -> tuple[str, str, int, str]:
     record = read_record(folder)
     return (
         record["dataset"],
-        describe_split(record["holdout"], record["genes"], by=record.get("split_seed", record["seed"]), seed=record["seed"]),
+        describe_split(record["holdout"], record["genes"], record.get("split_seed")),
         record["seed"],
         record["method"],
     )
 
 
-def describe_split(holdout: float, n_genes: int, *, by: int, seed: int) -> str:
-    """Return how tables name a split: without its seed `by` if that is the run's own."""
-    return f"holdout {holdout:g}" + ("" if by == seed else f" by seed {by}") + f", {n_genes} genes"
+def describe_split(holdout: float, n_genes: int, split_seed: int | None) -> str:
+    """Return how tables name a split; None: each seed has its own."""
+    return f"holdout {holdout:g}" + ("" if split_seed is None else f" by seed {split_seed}") + f", {n_genes} genes"
 
 
 def load_run(folder: Path) -> Run:

@@ -189,7 +189,8 @@ def _train_and_draw(args: Args, argv: list[str]) -> None:
     write_held(folder, held)
     write_tensors(folder / "model.pt", model.content())
     write_json(folder / "run.json", record_of(
-        cells, args, argv=argv, method=name, params=asdict(params), notes=model.notes, device=model.device, clock=clock, attention_accuracy=model.accuracy,
+        cells, args, argv=argv, method=name, params=asdict(params), notes=model.notes, device=model.device,
+        clock=clock, attention_accuracy=model.accuracy,
         labels="classifier" if isinstance(params, PaperParams) else "given",
     ))  # fmt: skip
     run.forget()

@@ -11,6 +11,7 @@ from scipy.spatial.distance import cdist
 
 from common.cli import silent
 from common.data import CellSource, load_cells, rare_types
+from common.errors import UserError
 from common.scale import to_log
 from config import SelectionParams
 from data_generation import cell_selection
@@ -19,10 +20,12 @@ from data_generation.cell_selection import (
     Selection,
     cell_attention,
     choose_seeds,
+    farthest_first,
     graph_features,
     knn_graph,
     seed_neighborhoods,
     seed_quota,
+    seed_scores,
     select,
     split_validation,
     train_attention,
@@ -512,3 +515,66 @@ def test_blood_attention_says_more_than_degree(blood):
     selection, _ = blood
     assert selection.attention.std() > 0.05
     np.testing.assert_allclose(np.asarray(selection.neighborhood.sum(1)), 1)
+
+
+# ---------------------------------------------------------------------------------------------- choices of seeds
+
+
+def score(by, *, edges=((), ()), features=None, types=(0,) * 6, seed=0, **changes):
+    """Score cells, whose attention rises with their number."""
+    params = replace(SelectionParams(), seeds_by=by, **changes)
+    edges, types = np.array(edges, int), np.array(types)
+    return seed_scores(np.arange(len(types), dtype=float), edges, features, types, params, seed=seed)
+
+
+def test_farthest_first_spreads_over_a_line():
+    order = farthest_first(np.array([[0.0], [1], [2], [3], [4], [10]]))
+    assert order.tolist() == [3, 5, 0, 1, 2, 4]
+    assert sorted(farthest_first(np.zeros((5, 2)))) == [0, 1, 2, 3, 4]
+
+
+def test_k_centres_cover_better_than_any_chance_choice():
+    features = np.random.default_rng(0).normal(size=(60, 2))
+    types = np.zeros(60, int)
+
+    def radius(chosen):
+        return min(np.linalg.norm(features - features[i], axis=1).max() for i in chosen) if len(chosen) == 1 else max(
+            np.linalg.norm(features[chosen] - cell, axis=1).min() for cell in features
+        )  # fmt: skip
+
+    chosen = {
+        by: np.flatnonzero(choose_seeds(
+            score(by, features=features, types=types), types, types > 0, replace(SelectionParams(), leakage=0.1)
+        ))
+        for by in ("k_centre", "random")
+    }  # fmt: skip
+    assert len(chosen["k_centre"]) == len(chosen["random"]) == 6
+    assert radius(chosen["k_centre"]) < radius(chosen["random"])
+
+
+def test_k_centres_are_sought_in_each_type_only_if_there_is_a_quota():
+    features, types = np.array([[0.0], [1], [2], [100], [101], [102]]), np.repeat([0, 1], 3)
+    assert score("k_centre", features=features, types=types).tolist() == [-1, 0, -2, -1, 0, -2]
+    assert len(set(score("k_centre", features=features, types=types, rare_quota=False))) == 6
+
+
+def test_degree_counts_listeners_and_breaks_ties_by_chance():
+    edges = np.array([[0, 0, 0, 1, 1, 2, 5], [1, 2, 3, 0, 2, 4, 5]])  # the last is a self loop
+    found = score("degree", edges=edges)
+    assert np.floor(found).tolist() == [3, 2, 1, 0, 0, 0]
+    assert len(set(found)) == 6
+
+
+def test_random_scores_are_new_for_each_seed():
+    a, b, c = (score("random", seed=seed) for seed in (0, 0, 1))
+    assert (a == b).all() and (a != c).all()
+    assert len(np.unique(a)) == 6
+    assert score("attention").tolist() == [0, 1, 2, 3, 4, 5]
+
+
+def test_rare_only_needs_a_rare_type():
+    types = np.array([0, 0, 0, 0, 1, 1])
+    params = replace(SelectionParams(), rare_only=True, leakage=0.5)
+    assert np.flatnonzero(choose_seeds(np.arange(6), types, types == 1, params)).tolist() == [4, 5]
+    with pytest.raises(UserError, match="no type is rare"):
+        choose_seeds(np.arange(6), types, types > 1, params)

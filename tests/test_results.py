@@ -3,9 +3,10 @@
 import numpy as np
 import pandas as pd
 import pytest
+from scipy.stats import ttest_1samp
 
 from common.errors import UserError
-from common.results import COLUMNS, read_results, record, summarise
+from common.results import COLUMNS, differences, read_results, record, summarise
 
 
 def rows(method="a", seed=0, value=1.0, metric="m", group="all cells"):
@@ -46,3 +47,26 @@ def test_complaints(tmp_path):
     (tmp_path / "t.csv").write_text("a,b\n1,2\n")
     with pytest.raises(UserError, match="has no column dataset and"):
         read_results(tmp_path / "t.csv", made_by="python x.py")
+
+
+def of_seeds(values):
+    return pd.concat([rows(method, seed, value) for method, of in values.items() for seed, value in enumerate(of)])
+
+
+def test_differences_are_those_of_a_paired_t_test():
+    rng = np.random.default_rng(0)
+    split = rng.normal(size=6)
+    table = of_seeds({"garage": split, "variant": split + 0.3 + 0.1 * rng.normal(size=6)})
+    row = differences(table, "garage", overlap=0).iloc[0]
+    gap = table.query("method == 'variant'")["value"].to_numpy() - split
+    low, high = ttest_1samp(gap, 0).confidence_interval()
+    assert (row["mean"], row["low"], row["high"], row["seeds"]) == pytest.approx((gap.mean(), low, high, 6))
+    corrected = differences(table, "garage", overlap=1).iloc[0]
+    assert corrected["high"] - corrected["low"] == pytest.approx((high - low) * np.sqrt(7))
+
+
+def test_a_seed_that_one_lacks_is_left_out_of_its_difference():
+    row = differences(of_seeds({"garage": [1, 2, 3], "variant": [2, np.nan, 6]}), "garage", overlap=1).iloc[0]
+    assert row["mean"] == 2 and row["seeds"] == 2
+    alone = differences(of_seeds({"garage": [1], "variant": [2]}), "garage", overlap=1).iloc[0]
+    assert alone["mean"] == 1 and np.isnan(alone["low"])

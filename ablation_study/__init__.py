@@ -1,0 +1,1 @@
+"""Parts of GARAGE taken away or varied, and what changes."""

@@ -1,0 +1,144 @@
+"""The ablations: variants differ in what they say, comparisons are paired, seeds are compared."""
+
+from dataclasses import make_dataclass
+from itertools import combinations
+
+import numpy as np
+import pandas as pd
+import pytest
+from conftest import make_toy
+
+from ablation_study import leakage_ablation, multi_seed_synthesis, seed_selection_ablation, variants
+from common.data import split_cells
+from config import GarageParams
+from data_generation import garage
+
+
+@pytest.fixture
+def study(tmp_path, monkeypatch, tiny, capsys):
+    """Run an ablation on toy cells with the tiny preset; return its exit code, what it told, and its folder."""
+    short = make_dataclass(
+        "Short", [(name, kind.type, getattr(tiny, name)) for name, kind in GarageParams.__dataclass_fields__.items()],
+        bases=(GarageParams,), frozen=True,
+    )  # fmt: skip
+    monkeypatch.setattr(garage, "GarageParams", short)
+    monkeypatch.setattr(variants, "FAMILIES", ("privacy",))
+    monkeypatch.setattr("common.generation.RESULTS_DIR", tmp_path)
+    for script in (seed_selection_ablation, leakage_ablation):
+        monkeypatch.setattr(script, "RESULTS_DIR", tmp_path)
+    make_toy().write_h5ad(tmp_path / "toy.h5ad")
+
+    def run(script, *flags):
+        argv = ["--datasets", str(tmp_path / "toy.h5ad"), "--seeds", "2", "--jobs", "1", *flags]
+        code = 0
+        try:
+            script.main([*argv, "--out", str(tmp_path / "ablation.csv")])
+        except SystemExit as stop:
+            code = stop.code
+        told = capsys.readouterr()
+        return code, told.out + told.err, tmp_path
+
+    return run
+
+
+def seeds_of(folder, method, seed):
+    return pd.read_csv(folder / "synthetic" / "toy" / method / f"seed{seed}" / "seeds.csv")
+
+
+def test_every_part_is_taken_away_by_itself(study):
+    code, told, folder = study(seed_selection_ablation)
+    assert code == 0 and "22 judged, 0 known, 0 failed" in told
+    table = pd.read_csv(folder / "ablation.csv")
+    assert set(table["method"]) == {*seed_selection_ablation.VARIANTS, *variants.CONTROLS}
+    found = pd.read_csv(folder / "seed_selection_differences.csv")
+    assert set(found["method"]) == {*table["method"]} - {"garage"} and (found["seeds"].dropna() <= 2).all()
+    metric = ("all cells", "dcr_ratio")
+    values = table.set_index(["method", "group", "metric", "seed"])["value"]
+    gap = [values["garage_random", *metric, seed] - values["garage", *metric, seed] for seed in (0, 1)]
+    row = found.set_index(["method", "group", "metric"]).loc[("garage_random", *metric)]
+    assert row["mean"] == pytest.approx(np.mean(gap)) and row["low"] < row["mean"] < row["high"]
+    assert (folder / "figures" / "seed_selection.png").stat().st_size > 0
+
+    n_seeds = {name: seeds_of(folder, name, 0)["is_seed"].sum() for name in seed_selection_ablation.VARIANTS}
+    assert n_seeds.pop("garage_leakage0") == 0 and n_seeds.pop("garage_rare_only") == 4  # NK: four of them
+    assert set(n_seeds.values()) == {8}  # a fifth of 36
+    rare = seeds_of(folder, "garage_rare_only", 0).query("is_seed")["cell_type"]
+    assert set(rare) == {"NK"}
+    code, told, _ = study(seed_selection_ablation)
+    assert code == 0 and "0 judged, 22 known" in told
+
+
+def test_leakages_have_really_different_seeds(study):
+    code, told, folder = study(leakage_ablation, "--leakages", "0", "0.1", "0.3")
+    assert code == 0 and "10 judged" in told and "toy: seed cells of 36: 0 at 0%, 4 at 10%, 11 at 30%" in told
+    counts = pd.read_csv(folder / "leakage_seeds.csv")
+    assert counts["seed_cells"].tolist() == [0, 4, 11, 0, 4, 11]
+    assert counts["shared_with_less"].dropna().tolist() == [1, 1]
+    losses = pd.read_csv(folder / "leakage_losses.csv")
+    assert set(losses["leakage"]) == {0, 0.1, 0.3} and {"nll", "critic"} <= set(losses["term"])
+    assert (folder / "leakage_losses_summary.csv").exists() and (folder / "figures" / "leakage.png").exists()
+
+
+def test_a_leakage_out_of_range_is_refused(study):
+    code, told, folder = study(leakage_ablation, "--leakages", "0.1", "1.5")
+    assert code == 2 and "--leakages" in told and not (folder / "synthetic").exists()
+
+
+def test_seeds_share_a_split(study):
+    code, told, folder = study(multi_seed_synthesis, "--split-seed", "3")
+    assert code == 0 and "6 judged" in told
+    runs = [folder / "synthetic" / "toy" / "garage_split3" / f"seed{seed}" for seed in (0, 1)]
+    held = split_cells(make_toy(), 0.5, 3)[1].obs_names
+    for run in runs:
+        assert set(pd.read_csv(run / "heldout.csv")["cell"]) == set(held)
+    assert (runs[0] / "cells.csv").read_bytes() != (runs[1] / "cells.csv").read_bytes()
+    assert set(pd.read_csv(folder / "ablation.csv")["split"]) == {"holdout 0.5 by seed 3, 20 genes"}
+    stability = pd.read_csv(folder / "seed_stability.csv").set_index("group")
+    assert list(stability.index) == ["all cells", "rare cells", "B", "NK", "T"]
+    assert stability.loc["all cells", "cells"] == 36 and stability.loc["all cells", "seed_cells"] == 8
+    spread = pd.read_csv(folder / "metric_stability.csv").set_index("metric")
+    assert spread.loc["dcr_ratio", "seeds"] == 2 and np.isnan(spread.loc["dcr_ratio", "sd_over_splits"])
+
+    study(seed_selection_ablation)  # seeds with splits of their own
+    code, _, _ = study(multi_seed_synthesis, "--split-seed", "3")
+    spread = pd.read_csv(folder / "metric_stability.csv").set_index("metric")
+    assert code == 0 and spread.loc["dcr_ratio", "splits"] == 2 and spread.loc["dcr_ratio", "sd_over_splits"] > 0
+
+
+def test_one_seed_cannot_be_compared(study):
+    code, told, _ = study(multi_seed_synthesis, "--seeds", "1")
+    assert code == 2 and "--seeds 2" in told
+
+
+def make_seeds(types, chosen, attention=None):
+    attention = np.arange(len(types)) if attention is None else attention
+    return pd.DataFrame({"cell_type": types, "is_seed": chosen, "is_rare": types == "b", "attention": attention})
+
+
+def test_overlap_of_seeds_by_hand_and_by_chance():
+    rng = np.random.default_rng(0)
+    types = np.repeat(["a", "b"], [40, 10])
+
+    def draw():
+        chosen = np.zeros(50, bool)
+        chosen[rng.choice(40, 12, replace=False)] = chosen[40 + rng.choice(10, 5, replace=False)] = True
+        return chosen
+
+    runs = [make_seeds(types, draw(), rng.random(50)) for _ in range(60)]
+    found = multi_seed_synthesis.compare_seeds(runs).set_index("group")
+    assert found.loc["all cells", "jaccard"] == pytest.approx(found.loc["all cells", "jaccard_by_chance"], abs=0.02)
+    assert found.loc["rare cells", "jaccard"] == pytest.approx(found.loc["rare cells", "jaccard_by_chance"], abs=0.04)
+    assert abs(found.loc["all cells", "attention_correlation"]) < 0.05
+    a, b = (run["is_seed"].to_numpy() for run in runs[:2])
+    pair = multi_seed_synthesis.compare_seeds(runs[:2]).set_index("group")
+    assert pair.loc["all cells", "jaccard"] == (a & b).sum() / (a | b).sum()
+    same = multi_seed_synthesis.compare_seeds([runs[0], runs[0]]).set_index("group")
+    assert (same["jaccard"] == 1).all() and same["attention_correlation"].to_numpy() == pytest.approx(1)
+    none = multi_seed_synthesis.compare_seeds([make_seeds(types, np.zeros(50, bool))] * 2)
+    assert none["jaccard"].isna().all()
+
+
+def test_variants_have_names_and_flags_of_their_own():
+    flags = list(seed_selection_ablation.VARIANTS.values())
+    assert all(a != b for a, b in combinations(flags, 2))
+    assert variants.name_leakage(0.2) == "garage" and variants.name_leakage(0.1) == "garage_leakage0.1"
