@@ -154,6 +154,8 @@ class SelectionParams(Params):
     """attention heads of the first layer; the second has one"""
     gat_hidden: Annotated[int, Range(1)] = 32
     """features per head"""
+    gat_networks: Annotated[int, Range(1)] = 1
+    """attention networks to average over, each from weights and validation cells of its own"""
     gat_epochs: Annotated[int, Range(0)] = 500
     """most full-batch epochs of the attention network"""
     gat_lr: Annotated[float, POSITIVE] = 5e-3

@@ -244,6 +244,45 @@ def train_attention(
     return looped_edges.cpu().numpy(), alpha.squeeze(1).cpu().numpy(), float(right.float().mean())
 
 
+def average_attention(
+    features: np.ndarray,
+    edge_index: np.ndarray,
+    types: np.ndarray,
+    is_rare: np.ndarray,
+    params: SelectionParams,
+    *,
+    seed: int,
+    device: torch.device,
+    report: Reporter,
+    state: dict[str, Any] | None = None,
+    checkpoint: Checkpoint = no_checkpoint,
+) -> tuple[np.ndarray, np.ndarray, float]:
+    """Train `params.gat_networks` attention networks and average what they attend to and their accuracy.
+
+    What one network attends to depends on its first weights as much as on the cells. Parameters and returns as of
+    `train_attention`.
+    """
+    done: dict[str, Any] = {"networks": 0, "alpha": 0.0, "accuracy": 0.0, "state": None} if state is None else state
+    for i in range(done["networks"], params.gat_networks):
+        looped_edges, alpha, accuracy = train_attention(
+            features, edge_index, types, is_rare, params, seed=network_seed(seed, i), device=device, report=report,
+            state=done["state"], checkpoint=_nested(checkpoint, done),
+        )  # fmt: skip
+        total = done["alpha"] + torch.from_numpy(alpha)
+        done = {"networks": i + 1, "alpha": total, "accuracy": done["accuracy"] + accuracy, "state": None}
+    return looped_edges, (done["alpha"] / params.gat_networks).numpy(), done["accuracy"] / params.gat_networks
+
+
+def network_seed(seed: int, i: int) -> int:
+    """Return the seed of a run's i-th attention network, which it shares with no other run: the first has the run's."""
+    return seed if i == 0 else int(np.random.SeedSequence((seed, i)).generate_state(1)[0])
+
+
+def _nested(checkpoint: Checkpoint, done: dict[str, Any]) -> Checkpoint:
+    """Return the checkpoint of one network, to which what the others found is added."""
+    return lambda make_state: checkpoint(lambda: {**done, "state": make_state()})
+
+
 def cell_attention(edge_index: np.ndarray, alpha: np.ndarray, n_cells: int) -> np.ndarray:
     """Score each cell by what OTHERS pay to it, whatever its degree.
 
@@ -429,7 +468,7 @@ def select(
     is_rare = rare_types(types, params.rare_threshold)
     features = graph_features(log_values, params, seed=seed)
     edges = knn_graph(features, params.neighbors, symmetric=params.graph_symmetric, seed=seed)
-    edges, alpha, accuracy = train_attention(
+    edges, alpha, accuracy = average_attention(
         features, edges, types, is_rare, params,
         seed=seed, device=device, report=report, state=state, checkpoint=checkpoint,
     )  # fmt: skip

@@ -2,12 +2,14 @@
 
 import io
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import pytest
 import scipy.sparse as sp
 import torch
 from scipy.spatial.distance import cdist
+from scipy.stats import spearmanr
 
 from common.cli import silent
 from common.data import CellSource, load_cells, rare_types
@@ -18,11 +20,13 @@ from data_generation import cell_selection
 from data_generation.cell_selection import (
     AttentionNet,
     Selection,
+    average_attention,
     cell_attention,
     choose_seeds,
     farthest_first,
     graph_features,
     knn_graph,
+    network_seed,
     seed_neighborhoods,
     seed_quota,
     seed_scores,
@@ -50,13 +54,13 @@ def run(params=PARAMS, *, seed=0, types=None, **options):
     return select(X, types, params, seed=seed, device=CPU, report=silent, **options)
 
 
-def attend(params=PARAMS, *, seed=0, **options):
+def attend(params=PARAMS, *, seed=0, train=train_attention, **options):
     """Edges, alpha and accuracy of the attention network."""
     X, types = blobs()
     features = graph_features(X, params, seed=seed)
     edges = knn_graph(features, params.neighbors, symmetric=params.graph_symmetric, seed=seed)
     is_rare = rare_types(types, params.rare_threshold)
-    return train_attention(
+    return train(
         features, edges, types, is_rare, params, seed=seed, device=CPU, report=silent, **options
     )  # fmt: skip
 
@@ -322,6 +326,35 @@ def test_interrupted_attention_ends_the_same(validation):
         assert all(np.array_equal(a, b) for a, b in zip(whole, resumed, strict=True))
 
 
+def with_seed(own, *args, **options):
+    return train_attention(*args, **{**options, "seed": own})
+
+
+def test_attention_is_the_mean_over_networks():
+    params = replace(PARAMS, gat_networks=3)
+    nets = [partial(with_seed, network_seed(0, i)) for i in range(3)]
+    (edges, first, accuracy), *others = (attend(train=net) for net in nets)
+    looped_edges, alpha, mean_accuracy = attend(params, train=average_attention)
+    assert np.array_equal(edges, looped_edges)
+    assert alpha == pytest.approx(np.mean([first, *(other[1] for other in others)], axis=0))
+    assert mean_accuracy == pytest.approx(np.mean([accuracy, *(other[2] for other in others)]))
+    assert not any(np.allclose(first, other[1]) for other in others)
+    alone = attend(train=average_attention)
+    assert np.array_equal(alone[1], first) and alone[2] == accuracy
+    _, other_run, _ = attend(params, seed=1, train=average_attention)
+    agree = spearmanr(alpha, other_run).statistic, spearmanr(first, attend(seed=1)[1]).statistic
+    assert agree[0] > agree[1]  # chance averages out
+
+
+def test_interrupted_average_ends_the_same():
+    tape, params = Tape(), replace(PARAMS, gat_networks=2, gat_epochs=8)
+    whole = attend(params, checkpoint=tape, train=average_attention)
+    assert len(tape.files) == 16
+    for epoch in (3, 8, 9, 14):
+        resumed = attend(params, state=tape.state(epoch), train=average_attention)
+        assert all(np.array_equal(a, b) for a, b in zip(whole, resumed, strict=True))
+
+
 def test_selection_goes_through_a_checkpoint():
     selection = run()
     buffer = io.BytesIO()
@@ -338,8 +371,8 @@ def test_selection_goes_through_a_checkpoint():
 
 CHANGES = [
     {"leakage": 0.4}, {"rare_threshold": 20}, {"neighbors": 8}, {"graph_on": "genes"}, {"graph_pcs": 2},
-    {"graph_symmetric": False}, {"gat_heads": 3}, {"gat_hidden": 5}, {"gat_epochs": 29}, {"gat_lr": 1e-2},
-    {"gat_validation": 0.3}, {"gat_patience": 2}, {"gat_balanced": False}, {"priority_weight": 5.0},
+    {"graph_symmetric": False}, {"gat_networks": 2}, {"gat_heads": 3}, {"gat_hidden": 5}, {"gat_epochs": 29},
+    {"gat_lr": 1e-2}, {"gat_validation": 0.3}, {"gat_patience": 2}, {"gat_balanced": False}, {"priority_weight": 5.0},
     {"priority_on": "features"}, {"rare_quota": False}, {"rare_only": True}, {"seeds_by": "random"},
     {"seeds_by": "degree"}, {"seeds_by": "k_centre"},
 ]  # fmt: skip

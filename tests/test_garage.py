@@ -285,8 +285,8 @@ def test_preset_paper(finished_paper, h5ad, tmp_path, monkeypatch):
 
 SELECTION = {
     "leakage": 0.3, "rare_threshold": 5, "neighbors": 4, "graph_on": "genes", "graph_pcs": 7, "graph_symmetric": False,
-    "gat_heads": 2, "gat_hidden": 5, "gat_epochs": 6, "gat_lr": 0.01, "gat_validation": 0.3, "gat_patience": 1,
-    "gat_balanced": False, "priority_weight": 30.0, "priority_on": "features", "rare_quota": False,
+    "gat_networks": 2, "gat_heads": 2, "gat_hidden": 5, "gat_epochs": 6, "gat_lr": 0.01, "gat_validation": 0.3,
+    "gat_patience": 1, "gat_balanced": False, "priority_weight": 30.0, "priority_on": "features", "rare_quota": False,
     "rare_only": True, "seeds_by": "random",
 }  # fmt: skip
 CHANGED = {
