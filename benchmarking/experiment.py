@@ -38,7 +38,7 @@ class MatrixArgs:
     """train and judge anew what is there already"""
 
 
-def source_of(dataset: str, n_top_genes: int) -> CellSource:
+def source_of(dataset: str, n_top_genes: int | None) -> CellSource:
     """Return where a data set's cells are, by its name or path; a relative path is made absolute.
 
     Raises

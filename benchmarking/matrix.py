@@ -8,21 +8,22 @@ already is left as it is, so that an interrupted matrix goes on; a failure is ke
 import json
 import traceback
 import warnings
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import asdict, dataclass, replace
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
 import torch
+from anndata import AnnData
 from filelock import FileLock
 from joblib import Parallel, cpu_count, delayed
 
 from benchmarking import baseline
-from benchmarking.baseline import load_method
+from benchmarking.baseline import METHODS, load_method
 from benchmarking.calibrated import calibrate
 from benchmarking.controls import CONTROLS
 from common.cli import Reporter
@@ -35,11 +36,13 @@ from common.metrics.catalogue import ALL, METRICS, Computed
 from common.results import KEYS, read_results
 from common.run import Stopwatch
 from common.runs import Run, describe_split, load_run, read_record, with_genes_of
-from config import GarageParams
+from config import BaselineParams, GarageParams, PaperParams, SelectionParams
 from data_generation import garage
 
 CALIBRATED = "_calibrated"  # added to the names of methods
 LOG = "log.txt"  # in a run's folder: what the script printed
+Sampler = Callable[..., AnnData]
+"""draws cells, called with their number, seed and, if all are to be of one type, cell_type"""
 
 
 @dataclass(frozen=True)
@@ -94,10 +97,22 @@ class Outcome:
 def perform_all(
     jobs: Sequence[Job], *, table: Path, families: Collection[Computed], n_jobs: int, again: bool, report: Reporter
 ) -> list[Outcome]:
-    """Perform jobs in so many processes, which share the processor's cores; outcomes as they come."""
+    """Perform jobs in so many processes (`in_processes`)."""
+    work = partial(perform, table=table, families=families, again=again)
+    return in_processes(work, jobs, n_jobs=n_jobs, report=report)
+
+
+def in_processes(work: Callable[..., Outcome], jobs: Sequence[Job], *, n_jobs: int, report: Reporter) -> list[Outcome]:
+    """Work on jobs in so many processes, which share the processor's cores; outcomes as they come.
+
+    Parameters
+    ----------
+    work
+        Called with a job, and with `threads`, how many of them it may use.
+    """
     threads, found, failed = max(1, cpu_count() // n_jobs), [], 0
     report("benchmark", 0, len(jobs))
-    tasks = (delayed(perform)(job, table, families, again=again, threads=threads) for job in jobs)
+    tasks = (delayed(work)(job, threads=threads) for job in jobs)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "A worker stopped")  # it had grown, and joblib replaced it: no job is lost
         for outcome in Parallel(n_jobs, return_as="generator_unordered")(tasks):
@@ -111,26 +126,21 @@ def perform(job: Job, table: Path, families: Collection[Computed], *, again: boo
     """Train, draw, judge, and write the rows of the table; whatever goes wrong becomes a gap in it and an outcome."""
     torch.set_num_threads(threads)  # numba sets it too, so anew for each job
     try:
-        split = _split(job.source, job.holdout, job.split_by)
+        split = split_of(job)
     except UserError as error:
         return Outcome(job, str(job.source.dataset or job.source.input), "failed", str(error))
-    described = describe_split(job.holdout, split.train.n_vars, job.split_seed)
-    split = replace(split, method=job.method, seed=job.seed, split=described)
     folder = folder_of(None, split.dataset, job.name, job.seed)
-    is_control = job.generator in CONTROLS
-    reusable = not again and (is_control or _is_finished(job, folder))
-    if not again and (reusable or not folder.exists()) and _is_known(split, families, table):
+    if not again and not is_stale(job, split) and _is_known(split, families, table):
         return Outcome(job, split.dataset, "known")
     try:
+        is_control = job.generator in CONTROLS
         run, seconds = _draw_control(job, split) if is_control else _run_script(job, folder, again=again)
         if job.calibrated:
             cells = calibrate(run.synthetic, run.train, GarageParams(), seed=job.seed)
             run = replace(run, method=job.method, synthetic=cells)
         rows = evaluate(run, families=families)
     except Exception as error:  # a bug in one generator must not take the others with it, nor go unseen
-        reason = " ".join(str(error).split()) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
-        if not isinstance(error, UserError):
-            _log(folder, traceback.format_exc())
+        reason = explain(error, folder)
         gap = [(ALL, name, 0, np.nan) for name, metric in METRICS.items() if metric.family in {*families, "cost"}]
         record_run(split, pd.DataFrame(gap, columns=_COLUMNS), table)  # in the place of what an earlier run had
         return Outcome(job, split.dataset, "failed", reason)
@@ -140,6 +150,77 @@ def perform(job: Job, table: Path, families: Collection[Computed], *, again: boo
 
 
 _COLUMNS = ["group", "metric", "n", "value"]
+
+
+def split_of(job: Job) -> Run:
+    """Return a job's run before it has drawn anything: its training and its held-out cells.
+
+    Raises
+    ------
+    UserError
+        If the cells cannot be read or split.
+    """
+    split = _split(job.source, job.holdout, job.split_by)
+    described, params = describe_split(job.holdout, split.train.n_vars, job.split_seed), _params_of(job)
+    untold = isinstance(params, PaperParams) or (
+        isinstance(params, BaselineParams) and load_method(job.generator).LABELS == "classifier"
+    )
+    return replace(
+        split, method=job.method, seed=job.seed, split=described, params=asdict(params) if params else {},
+        labels="classifier" if untold else "given",
+    )  # fmt: skip
+
+
+def is_stale(job: Job, split: Run) -> bool:
+    """Tell whether there is a run of a job, but other than it would be made today: tables may have it all the same."""
+    folder = folder_of(None, split.dataset, job.name, job.seed)
+    return _is_trained(job) and folder.exists() and not _is_finished(job, folder)
+
+
+def _is_trained(job: Job) -> bool:
+    return job.generator == "garage" or job.generator in METHODS
+
+
+def sampler_of(job: Job, train: AnnData, *, again: bool) -> Sampler:
+    """Return what draws from a job's generator: from its run, which is made if it is not there; a control learns now.
+
+    Parameters
+    ----------
+    train
+        The training cells of the job's split.
+    again
+        Make the run anew.
+    """
+    if not _is_trained(job):
+        return learn(job, train)
+    folder = folder_of(None, train.uns["dataset"], job.name, job.seed)
+    _run_script(job, folder, again=again)
+    path = folder / "model.pt"
+    model: Any = garage.load(path) if job.generator == "garage" else baseline.load(path)[0]
+    return partial(_module_of(job).sample, model)
+
+
+def learn(job: Job, cells: AnnData) -> Sampler:
+    """Let a job's generator learn from any cells, leaving no run; return what draws from it."""
+    params = _params_of(job)
+    if isinstance(params, SelectionParams) and params.rare_threshold is None:
+        params = replace(params, rare_threshold=cells.uns.get("rare_threshold"))
+    module = _module_of(job)
+    device = "auto" if _is_trained(job) else "cpu"
+    return partial(module.sample, module.fit(cells, params, seed=job.seed, device=device))
+
+
+def _module_of(job: Job) -> Any:
+    if job.generator in CONTROLS:
+        return CONTROLS[job.generator]
+    return garage if job.generator == "garage" else load_method(job.generator)
+
+
+def _params_of(job: Job) -> Any:
+    """Return the hyperparameters that a job's generator would have today; None for a control."""
+    if not _is_trained(job):
+        return None
+    return (garage.parse(job.argv) if job.generator == "garage" else baseline.parse(job.generator, job.argv)).params
 
 
 @lru_cache(maxsize=1)  # jobs of one split come one after another
@@ -168,8 +249,7 @@ def _is_finished(job: Job, folder: Path) -> bool:
     """Tell whether a folder holds this job's run, made with the hyperparameters that it would have today."""
     if not (folder / "run.json").exists():
         return False
-    params = (garage.parse(job.argv) if job.generator == "garage" else baseline.parse(job.generator, job.argv)).params
-    wanted = json.loads(json.dumps(asdict(params)))
+    wanted = json.loads(json.dumps(asdict(_params_of(job))))
     record = read_record(folder)
     # what is left open in config.py (a rare threshold), the run filled in
     same = all(record["params"].get(name) == value for name, value in wanted.items() if value is not None)
@@ -177,11 +257,11 @@ def _is_finished(job: Job, folder: Path) -> bool:
 
 
 def _draw_control(job: Job, split: Run) -> tuple[Run, dict[str, float]]:
-    clock, control = Stopwatch(), CONTROLS[job.generator]
+    clock = Stopwatch()
     with clock.stage("training"):
-        model = control.fit(split.train, None, seed=job.seed, device="cpu")
+        draw = learn(job, split.train)
     with clock.stage("sampling"):
-        drawn = control.sample(model, split.train.n_obs, seed=job.seed)
+        drawn = draw(split.train.n_obs, seed=job.seed)
     return replace(split, synthetic=drawn), _seconds(clock.stages)
 
 
@@ -195,7 +275,7 @@ def _run_script(job: Job, folder: Path, *, again: bool) -> tuple[Run, dict[str, 
 
 
 def _run_anew(job: Job, folder: Path) -> None:
-    script: Any = garage if job.generator == "garage" else load_method(job.generator)
+    script = _module_of(job)
     try:
         with (folder / LOG).open("w") as log, redirect_stdout(log), redirect_stderr(log):
             script.main(job.argv)
@@ -210,7 +290,11 @@ def _seconds(stages: dict[str, dict[str, float]]) -> dict[str, float]:
     return {"training": learning, "sampling": stages["sampling"]["seconds"]}
 
 
-def _log(folder: Path, text: str) -> None:
+def explain(error: Exception, folder: Path) -> str:
+    """Return one line on what went wrong; where that is no user's error, log in a run's folder where it came from."""
+    if isinstance(error, UserError):
+        return " ".join(str(error).split())
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / LOG).open("a") as log:
-        log.write(text)
+        log.write("".join(traceback.format_exception(error)))
+    return f"{type(error).__name__}: {error}"

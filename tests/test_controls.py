@@ -24,6 +24,7 @@ from benchmarking.controls import (
     bootstrap,
     copula,
     gene_wise_normal,
+    jitter,
     load_controls,
     poisson,
     real_half,
@@ -80,7 +81,7 @@ def test_a_type_with_one_cell_and_a_single_gene_will_do(toy, name):
     cells = toy[[0, 24, 32, 33]][:, 0].copy()
     drawn = CONTROLS[name].sample(CONTROLS[name].fit(cells, seed=0), 4, seed=1)
     assert drawn.shape == (4, 1) and drawn.obs["cell_type"].value_counts().to_dict() == {"B": 1, "NK": 1, "T": 2}
-    if name in ("real_half", "bootstrap", "copula", "smote"):
+    if name in ("real_half", "bootstrap", "copula", "smote", "jitter"):
         assert (drawn.X[:2] != cells.X[:2]).nnz == 0
 
 
@@ -218,6 +219,31 @@ def test_smote_rounds_counts_without_bias_gene_by_gene():
     # rounded to the nearest, each would be a copy of the nearer cell
     share = draw(smote, of_one_type(np.array([[0] * 2000, [1] * 2000]), "counts"), 400).mean(1)
     assert kstest(share, "uniform").pvalue > 1e-3
+
+
+@pytest.mark.parametrize("scale", ["scaled", "linear"])
+def test_jitter_spreads_cells_by_half_of_what_genes_vary_within_the_type(scale):
+    rng = np.random.default_rng(0)
+    X = rng.normal(size=(30, 4)) @ rng.normal(size=(4, 6))
+    real = X.astype(np.float32).astype(float) if scale == "scaled" else np.log1p(np.float32(np.exp(8 + X)))
+    drawn = draw(jitter, of_one_type(real if scale == "scaled" else np.expm1(real), scale), 40_000).astype(float)
+    if scale == "linear":  # the noise is that of logarithms, here of genes too high to be cut off at zero
+        drawn = np.log1p(drawn)
+    sd = real.std(0)
+    assert np.abs(drawn.mean(0) - real.mean(0)).max() < 5 * 1.12 * sd.max() / np.sqrt(len(drawn))
+    expected = np.cov(real.T, ddof=0) + np.diag((jitter.NOISE * sd) ** 2)
+    assert np.cov(drawn.T) == pytest.approx(expected, abs=10 * sd.max() ** 2 / np.sqrt(len(drawn)))
+
+
+def test_jitter_rounds_counts_without_bias_and_leaves_silent_genes_silent():
+    cells = of_one_type(np.array([[20, 0, 5], [40, 0, 5]] * 10), "counts")
+    drawn = draw(jitter, cells, 20_000)
+    logs = np.log1p([20, 40])
+    # mean of exp of a normal; rounding up or down at random keeps it
+    expected = np.mean(np.exp(logs + (jitter.NOISE * logs.std()) ** 2 / 2)) - 1
+    assert drawn[:, 0].mean() == pytest.approx(expected, rel=0.02)
+    assert not drawn[:, 1].any() and drawn[:, 2].mean() == pytest.approx(5, abs=0.02)
+    assert len(np.unique(drawn[:, 0])) > 20
 
 
 def test_scvi_refuses_what_are_no_counts_before_it_is_imported(toy):

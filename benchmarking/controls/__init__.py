@@ -9,6 +9,7 @@ from benchmarking.controls import (
     bootstrap,
     copula,
     gene_wise_normal,
+    jitter,
     poisson,
     real_half,
     scvi,
@@ -19,10 +20,10 @@ from common.errors import UserError
 
 CONTROLS: dict[str, ModuleType] = {
     "real_half": real_half, "bootstrap": bootstrap, "gene_wise_normal": gene_wise_normal, "all_zeros": all_zeros,
-    "poisson": poisson, "copula": copula, "smote": smote, "scvi": scvi,
+    "poisson": poisson, "copula": copula, "smote": smote, "jitter": jitter, "scvi": scvi,
 }  # fmt: skip
 """in the order of a table"""
-PEERS = frozenset({"copula", "smote", "scvi"})
+PEERS = frozenset({"copula", "smote", "jitter", "scvi"})
 """those that one would use to make cells, and has to beat; the others only say what a measure is worth"""
 PURE_CONTROLS = tuple(name for name in CONTROLS if name not in PEERS)
 OPTIONAL = {"scvi": "scvi"}

@@ -1,0 +1,1 @@
+"""What synthetic cells are worth to biology: rare types found, markers kept."""
