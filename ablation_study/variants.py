@@ -9,7 +9,7 @@ import pandas as pd
 from benchmarking.controls import PURE_CONTROLS
 from benchmarking.experiment import MatrixArgs, run_jobs, source_of
 from benchmarking.matrix import Job, Outcome
-from common.metrics.catalogue import ALL, FAMILIES
+from common.metrics.catalogue import ALL, FAMILIES, RARE
 from common.results import differences
 from common.summary import show
 from config import RESULTS_DIR, GarageParams
@@ -70,5 +70,10 @@ def run_variants(
 
 
 def compare_with_whole(rows: pd.DataFrame, holdout: float) -> pd.DataFrame:
-    """Compare variants and controls with the whole of GARAGE, paired over splits (`common.results.differences`)."""
-    return differences(rows, WHOLE, overlap=holdout / (1 - holdout))
+    """Compare variants and controls with the whole of GARAGE on all and on rare cells, paired over splits.
+
+    Returns
+    -------
+    As of `common.results.differences`.
+    """
+    return differences(rows[rows["group"].isin([ALL, RARE])], WHOLE, overlap=holdout / (1 - holdout))

@@ -239,14 +239,16 @@ def judge(trial: Trial) -> pd.DataFrame:
     """
     run, added = trial.run, trial.draw()
     cells = [run.train] if added is None else [run.train, added]
-    values, labels = [compare_on(part) for part in cells], np.concatenate([types_of(part) for part in cells])
+    values = [compare_on(part) for part in cells]
+    # numbered, as scikit-learn takes the name of a type that looks like a number for one
+    names, labels = np.unique(np.concatenate([types_of(part) for part in cells]), return_inverse=True)
     n_pcs = min(N_PCS, *(size - 1 for size in values[0].shape))
     pca = PCA(n_pcs, whiten=True, random_state=0).fit(values[0])  # the real training cells have unit variance
     X, unseen = pca.transform(np.concatenate(values)), pca.transform(compare_on(run.held))
     found = []
     for classifier, weights in LEARNERS:
         learner = CLASSIFIERS[classifier](class_weight=WEIGHTS[weights], random_state=run.seed)
-        predicted = learner.fit(X, labels).predict(unseen)
+        predicted = names[learner.fit(X, labels).predict(unseen)]
         found.append(score(predicted, types_of(run.held), trial.groups).assign(classifier=classifier, weights=weights))
     if trial.restores and added is not None:
         (name,) = trial.groups

@@ -1,6 +1,6 @@
 """What several tests share: one thread, toy cells, and parameters small enough for seconds."""
 
-from dataclasses import replace
+from dataclasses import make_dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -69,6 +69,15 @@ def tiny() -> GarageParams:
         hidden_dim=12, critic_hidden=12, batch_size=32, anchor_epochs=1, warmup_epochs=1, critic_steps=1,
         calibration_cells=60,
     )  # fmt: skip
+
+
+@pytest.fixture
+def tiny_preset(tiny: GarageParams, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let the script of GARAGE have the parameters of `tiny` by default."""
+    from data_generation import garage
+
+    fields = [(name, field.type, getattr(tiny, name)) for name, field in GarageParams.__dataclass_fields__.items()]
+    monkeypatch.setattr(garage, "GarageParams", make_dataclass("Tiny", fields, bases=(GarageParams,), frozen=True))
 
 
 @pytest.fixture(scope="session")

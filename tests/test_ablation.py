@@ -1,6 +1,5 @@
 """The ablations: variants differ in what they say, comparisons are paired, seeds are compared."""
 
-from dataclasses import make_dataclass
 from itertools import combinations
 
 import numpy as np
@@ -10,18 +9,11 @@ from conftest import make_toy
 
 from ablation_study import leakage_ablation, multi_seed_synthesis, seed_selection_ablation, variants
 from common.data import split_cells
-from config import GarageParams
-from data_generation import garage
 
 
 @pytest.fixture
-def study(tmp_path, monkeypatch, tiny, capsys):
+def study(tmp_path, monkeypatch, tiny_preset, capsys):
     """Run an ablation on toy cells with the tiny preset; return its exit code, what it told, and its folder."""
-    short = make_dataclass(
-        "Short", [(name, kind.type, getattr(tiny, name)) for name, kind in GarageParams.__dataclass_fields__.items()],
-        bases=(GarageParams,), frozen=True,
-    )  # fmt: skip
-    monkeypatch.setattr(garage, "GarageParams", short)
     monkeypatch.setattr(variants, "FAMILIES", ("privacy",))
     monkeypatch.setattr("common.generation.RESULTS_DIR", tmp_path)
     for script in (seed_selection_ablation, leakage_ablation):

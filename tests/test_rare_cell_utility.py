@@ -1,7 +1,7 @@
 """Rare cells: the same test for everyone, on cells that nobody saw; what is planted is found, and gaps are told."""
 
 import json
-from dataclasses import make_dataclass, replace
+from dataclasses import replace
 from functools import partial
 
 import numpy as np
@@ -34,19 +34,13 @@ from common.data import select_genes
 from common.errors import UserError
 from common.metrics.catalogue import ALL, RARE
 from config import BASELINES, GarageParams
-from data_generation import garage
 
 TYPE_SCORES = ["recall", "precision", "f1"]
 
 
 @pytest.fixture
-def utility(tmp_path, monkeypatch, tiny, capsys):
+def utility(tmp_path, monkeypatch, tiny_preset, capsys):
     """Run the script on toy cells, networks hardly trained; return its exit code, what it told, and its folder."""
-    short = make_dataclass(
-        "Short", [(name, kind.type, getattr(tiny, name)) for name, kind in GarageParams.__dataclass_fields__.items()],
-        bases=(GarageParams,), frozen=True,
-    )  # fmt: skip
-    monkeypatch.setattr(garage, "GarageParams", short)
     few = replace(BASELINES["gan"]["tuned"], budget=3, generator_hidden=(4,), critic_hidden=(4,))
     monkeypatch.setitem(BASELINES["gan"], "tuned", few)
     monkeypatch.setattr("common.generation.RESULTS_DIR", tmp_path)
@@ -259,6 +253,16 @@ def test_where_types_are_alike_only_recall_can_be_had_and_precision_says_so(tmp_
     more = judged(normal_cells(0, 56, 0.0, seed=7), tmp_path, shift=0.0)
     assert more["recall"].mean() > alone["recall"].mean() + 0.2
     assert (more["precision"] < 0.25 + 4 * np.sqrt(0.25 * 0.75 / 60)).all()  # a quarter of the held-out cells are b
+
+
+def test_types_that_look_like_numbers_are_names(tmp_path):
+    cells = make_toy()
+    cells.obs["cell_type"] = cells.obs["cell_type"].cat.rename_categories({"B": "2338", "NK": "2339"})
+    cells.write_h5ad(tmp_path / "toy.h5ad")
+    job = Job(source_of(str(tmp_path / "toy.h5ad"), 10), 0.5, 0, "poisson", "poisson")
+    (trial,) = rare_cell_utility.rare_trials(job, rare_cell_utility.Args(amounts=(3,)))
+    found = judge(trial)
+    assert set(found["group"]) == {RARE, ALL, "2339"} and found["value"].notna().all()
 
 
 def test_added_cells_are_what_was_asked_for_with_their_own_labels(tmp_path):
