@@ -9,6 +9,8 @@ Reads:  data sets of config.py, or h5ad files with cell types in obs
 Writes: results/tables/ablation.csv as it goes, results/synthetic/<dataset>/<variant>/seed<k>/;
         results/tables/seed_selection_differences.csv: dataset, split, method, group, metric, mean (the variant's value
         less that of `garage`), low, high (95 % confidence interval), seeds;
+        results/tables/seed_selection_over_datasets.csv: method, group, metric, mean, low, high, datasets: the same over
+        the means of the data sets, which weigh alike;
         results/figures/seed_selection.png
 """
 
@@ -24,6 +26,7 @@ from benchmarking.experiment import tell
 from common.cli import run_script
 from common.metrics.catalogue import ALL
 from common.plotting import MARKERS, PALETTE, save
+from common.results import over_datasets
 from common.run import write_table
 from common.summary import label_of
 from config import RESULTS_DIR
@@ -39,7 +42,7 @@ VARIANTS = {
     "garage_no_critic": ("--critic-steps", "0"),
     "garage_no_anchor": ("--anchor-epochs", "0"),
 }
-DIFFERENCES = "seed_selection_differences.csv"
+DIFFERENCES, OVER_DATASETS = "seed_selection_differences.csv", "seed_selection_over_datasets.csv"
 
 
 def plot_differences(table: pd.DataFrame) -> Figure:
@@ -77,9 +80,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     outcomes, rows = run_variants(VARIANTS, args)
     found = compare_with_whole(rows, args.holdout)
     write_table(args.out.with_name(DIFFERENCES), found)
+    write_table(args.out.with_name(OVER_DATASETS), over_datasets(found))
     figure = RESULTS_DIR / "figures" / "seed_selection.png"
     save(plot_differences(found[found["group"] == ALL]), figure)
-    tell(outcomes, f"wrote {args.out}, {DIFFERENCES} beside it and {figure}")
+    tell(outcomes, f"wrote {args.out}, {DIFFERENCES} and {OVER_DATASETS} beside it and {figure}")
 
 
 if __name__ == "__main__":

@@ -107,6 +107,31 @@ def differences(
     gaps = values.drop(columns=reference).sub(values[reference], axis=0).stack().rename("gap").reset_index()
     found = gaps.groupby([*by, "method"], sort=False)["gap"].agg(mean="mean", sd="std", seeds="count").reset_index()
     n = found["seeds"]
-    reach = t.ppf((1 + level) / 2, n - 1) * found.pop("sd") * np.sqrt(1 / n + overlap)
-    found["low"], found["high"] = found["mean"] - reach, found["mean"] + reach
+    found = _with_interval(found, 1 / n + overlap, n, level)
     return found[["dataset", "split", "method", "group", "metric", *within, "mean", "low", "high", "seeds"]]
+
+
+def over_datasets(found: pd.DataFrame, *, level: float = 0.95) -> pd.DataFrame:
+    """Sum `differences` up over data sets, which share no cell and weigh alike.
+
+    Parameters
+    ----------
+    found
+        Of `differences`.
+    level
+        Of the confidence interval (Student's t over the data sets' means).
+
+    Returns
+    -------
+    Columns method, group, metric, mean, low and high (NaN for one data set) and datasets (that have a value).
+    """
+    by = ["method", "group", "metric"]
+    means = found.groupby(by, sort=False)["mean"].agg(mean="mean", sd="std", datasets="count").reset_index()
+    n = means["datasets"]
+    return _with_interval(means, 1 / n, n, level)[[*by, "mean", "low", "high", "datasets"]]
+
+
+def _with_interval(found: pd.DataFrame, of_mean: pd.Series, n: pd.Series, level: float) -> pd.DataFrame:
+    """Replace the column sd, of n values, by low and high; the variance of their mean is `of_mean` times theirs."""
+    reach = t.ppf((1 + level) / 2, n - 1) * found["sd"] * np.sqrt(of_mean)
+    return found.drop(columns="sd").assign(low=found["mean"] - reach, high=found["mean"] + reach)

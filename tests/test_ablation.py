@@ -49,6 +49,8 @@ def test_every_part_is_taken_away_by_itself(study):
     gap = [values["garage_random", *metric, seed] - values["garage", *metric, seed] for seed in (0, 1)]
     row = found.set_index(["method", "group", "metric"]).loc[("garage_random", *metric)]
     assert row["mean"] == pytest.approx(np.mean(gap)) and row["low"] < row["mean"] < row["high"]
+    over = pd.read_csv(folder / "seed_selection_over_datasets.csv")
+    assert len(over) == len(found) and (over["datasets"].dropna() <= 1).all() and over["low"].isna().all()
     assert (folder / "figures" / "seed_selection.png").stat().st_size > 0
 
     n_seeds = {name: seeds_of(folder, name, 0)["is_seed"].sum() for name in seed_selection_ablation.VARIANTS}

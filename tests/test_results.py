@@ -6,7 +6,7 @@ import pytest
 from scipy.stats import ttest_1samp
 
 from common.errors import UserError
-from common.results import COLUMNS, differences, read_results, record, summarise
+from common.results import COLUMNS, differences, over_datasets, read_results, record, summarise
 
 
 def rows(method="a", seed=0, value=1.0, metric="m", group="all cells"):
@@ -63,6 +63,13 @@ def test_differences_are_those_of_a_paired_t_test():
     assert (row["mean"], row["low"], row["high"], row["seeds"]) == pytest.approx((gap.mean(), low, high, 6))
     corrected = differences(table, "garage", overlap=1).iloc[0]
     assert corrected["high"] - corrected["low"] == pytest.approx((high - low) * np.sqrt(7))
+
+
+def test_data_sets_weigh_alike_whatever_their_seeds():
+    parts = [of_seeds({"a": [0.0] * n, "b": [gap] * n}).assign(dataset=f"d{n}") for n, gap in ((2, 0.1), (9, 0.4))]
+    row = over_datasets(differences(pd.concat(parts), "a", overlap=1)).iloc[0]
+    low, high = ttest_1samp([0.1, 0.4], 0).confidence_interval()
+    assert (row["mean"], row["low"], row["high"], row["datasets"]) == pytest.approx((0.25, low, high, 2))
 
 
 def test_a_seed_that_one_lacks_is_left_out_of_its_difference():
