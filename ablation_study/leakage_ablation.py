@@ -22,7 +22,7 @@ import pandas as pd
 import tyro
 from matplotlib.figure import Figure
 
-from ablation_study.variants import SHOWN, VariantArgs, name_leakage, run_variants
+from ablation_study.variants import SHOWN, VariantArgs, run_variants, with_leakage
 from analysis import aggregate_losses
 from benchmarking.experiment import tell
 from common.cli import console, run_script
@@ -103,7 +103,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     args: Args = tyro.cli(Args, args=argv, description=__doc__, config=(tyro.conf.OmitArgPrefixes,))
     if not args.leakages or not all(0 <= leakage <= 1 for leakage in args.leakages):
         raise UserError("--leakages are shares of the cells: give numbers from 0 to 1")
-    variants = {name_leakage(leakage): ("--leakage", f"{leakage:g}") for leakage in args.leakages}
+    variants = dict(map(with_leakage, args.leakages))
     outcomes, rows = run_variants(variants, args)
     folders = [folder_of(None, o.dataset, o.job.name, o.job.seed) for o in outcomes if o.job.name in variants]
     seeds = count_seeds(folders)

@@ -21,7 +21,7 @@ import pandas as pd
 import tyro
 from matplotlib.figure import Figure
 
-from ablation_study.variants import SHOWN, WHOLE, VariantArgs, compare_with_whole, name_leakage, run_variants
+from ablation_study.variants import SHOWN, WHOLE, VariantArgs, compare_with_whole, run_variants, with_leakage
 from benchmarking.experiment import tell
 from common.cli import run_script
 from common.metrics.catalogue import ALL
@@ -32,8 +32,7 @@ from common.summary import label_of
 from config import RESULTS_DIR
 
 VARIANTS = {
-    WHOLE: (),
-    name_leakage(0): ("--leakage", "0"),
+    **dict([(WHOLE, ()), with_leakage(0)]),
     "garage_random": ("--seeds-by", "random"),
     "garage_degree": ("--seeds-by", "degree"),
     "garage_k_centre": ("--seeds-by", "k_centre"),

@@ -31,9 +31,11 @@ class VariantArgs(MatrixArgs):
     """table to write; what it holds of other variants, data sets and splits is kept"""
 
 
-def name_leakage(leakage: float) -> str:
-    """Return what a run with so much leakage is called: the whole, if that is what it has by default."""
-    return WHOLE if leakage == GarageParams().leakage else f"{WHOLE}_leakage{leakage:g}"
+def with_leakage(leakage: float) -> tuple[str, tuple[str, ...]]:
+    """Return what a run with so much leakage is called, and its flags: the whole and none, if that is the default."""
+    if leakage == GarageParams().leakage:
+        return WHOLE, ()
+    return f"{WHOLE}_leakage{leakage:g}", ("--leakage", f"{leakage:g}")
 
 
 def run_variants(

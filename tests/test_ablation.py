@@ -135,4 +135,6 @@ def test_overlap_of_seeds_by_hand_and_by_chance():
 def test_variants_have_names_and_flags_of_their_own():
     flags = list(seed_selection_ablation.VARIANTS.values())
     assert all(a != b for a, b in combinations(flags, 2))
-    assert variants.name_leakage(0.2) == "garage" and variants.name_leakage(0.1) == "garage_leakage0.1"
+    assert variants.with_leakage(0.2) == ("garage", seed_selection_ablation.VARIANTS["garage"])
+    name, flags = variants.with_leakage(0.0)
+    assert name == "garage_leakage0" and flags == seed_selection_ablation.VARIANTS[name] == ("--leakage", "0")
