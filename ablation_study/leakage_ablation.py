@@ -105,7 +105,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         raise UserError("--leakages are shares of the cells: give numbers from 0 to 1")
     variants = dict(map(with_leakage, args.leakages))
     outcomes, rows = run_variants(variants, args)
-    folders = [folder_of(None, o.dataset, o.job.name, o.job.seed) for o in outcomes if o.job.name in variants]
+    finished = [outcome for outcome in outcomes if outcome.job.name in variants and outcome.status != "failed"]
+    folders = [folder_of(None, outcome.dataset, outcome.job.name, outcome.job.seed) for outcome in finished]
     seeds = count_seeds(folders)
     write_table(args.out.with_name("leakage_seeds.csv"), seeds)
     for dataset, of_set in seeds.groupby("dataset"):
