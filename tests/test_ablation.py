@@ -37,6 +37,7 @@ def seeds_of(folder, method, seed):
     return pd.read_csv(folder / "synthetic" / "toy" / method / f"seed{seed}" / "seeds.csv")
 
 
+@pytest.mark.slow
 def test_every_part_is_taken_away_by_itself(study):
     code, told, folder = study(seed_selection_ablation)
     assert code == 0 and "22 judged, 0 known, 0 failed" in told
@@ -78,6 +79,7 @@ def test_a_leakage_out_of_range_is_refused(study):
     assert code == 2 and "--leakages" in told and not (folder / "synthetic").exists()
 
 
+@pytest.mark.slow
 def test_seeds_share_a_split(study):
     code, told, folder = study(multi_seed_synthesis, "--split-seed", "3")
     assert code == 0 and "6 judged" in told

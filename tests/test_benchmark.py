@@ -120,6 +120,7 @@ def test_a_script_s_own_error_is_the_reason(matrix, monkeypatch):
     assert code == 1 and "failed: gan on toy, seed 0: --seed is -1: give a number" in told
 
 
+@pytest.mark.slow
 def test_controls_are_as_evaluate_has_them(matrix, toy_runs, tmp_path):
     """Whoever judges: the same split, the same cells, the same numbers."""
     _, _, table = matrix("poisson", flags=["--families", "privacy", "fidelity"])
@@ -131,6 +132,7 @@ def test_controls_are_as_evaluate_has_them(matrix, toy_runs, tmp_path):
     pd.testing.assert_series_equal(found[expected.index], expected)
 
 
+@pytest.mark.slow
 def test_processes_change_nothing(matrix, tmp_path):
     _, _, alone = matrix("poisson", "real_half", seeds=2)
     (tmp_path / "benchmark.csv").rename(tmp_path / "alone.csv")
@@ -195,6 +197,7 @@ def test_trials_are_ranked_within_their_method():
     assert found["rf_auroc_pcs"].iloc[0] == 0.75
 
 
+@pytest.mark.slow
 def test_search_writes_its_trials(tmp_path, monkeypatch):
     monkeypatch.setattr("common.generation.RESULTS_DIR", tmp_path)
     monkeypatch.setattr(search, "propose", lambda method, trial: {"budget": 2 + trial, "critic_hidden": (3, 3)})

@@ -71,6 +71,7 @@ def test_all_zeros_choose_nothing(run, judge):
         assert scores(judged, selection, "real", HELD)["ari"] != 0
 
 
+@pytest.mark.slow
 def test_script(toy_runs, tmp_path, capsys):
     runs, out = [str(toy_runs / "seed0"), str(toy_runs / "seed1")], tmp_path / "table.csv"
     flags = ["--controls", "real_half", "poisson", "--n-genes", "6", "--draws", "1", "--out", str(out)]

@@ -34,6 +34,7 @@ def run(tmp_path):
     return folder
 
 
+@pytest.mark.slow
 def test_picture(run, tmp_path, monkeypatch):
     monkeypatch.setattr(plot_umap, "RESULTS_DIR", tmp_path)
     plot_umap.main(["--run", str(run)])

@@ -103,6 +103,7 @@ def test_rare_cells_end_to_end(utility):
     assert (both.to_numpy() == table["value"].to_numpy()).all()
 
 
+@pytest.mark.slow
 def test_down_sampling_end_to_end(utility):
     flags = ["--methods", "garage", "gan", "smote", "--amounts", "--keep", "3", "6", "99"]
     code, told, folder = utility(*flags, seeds=1)

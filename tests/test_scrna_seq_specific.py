@@ -84,6 +84,7 @@ def test_a_type_with_one_cell_will_do(toy, name):
         ("scdiffusion", {"budget": 800, "lr": 3e-3, "autoencoder_steps": 300, "diffusion_steps": 50, "guidance": 2.0}),
     ],
 )
+@pytest.mark.slow
 def test_the_asked_type_is_what_a_classifier_recognises(toy, name, others):
     method = module(name)
     model = method.fit(toy, small(name, check_every=100, validation=0.0, **others), seed=0, device="cpu")
