@@ -64,9 +64,9 @@ def run_variants(
         for name, (generator, flags) in generators.items()
     ]
     outcomes, rows = run_jobs(jobs, args, args.out, FAMILIES)
-    if split_seed is not None:
-        rows = rows[rows["split"].str.contains(f" by seed {split_seed},")]
-    if len(rows):
+    if len(rows):  # the controls of the two kinds of splits have the same names
+        fixed = " by seed " if split_seed is None else f" by seed {split_seed},"
+        rows = rows[rows["split"].str.contains(fixed) == (split_seed is not None)]
         show(rows[rows["metric"].isin(SHOWN) & (rows["group"] == ALL)], controls=PURE_CONTROLS)
     return outcomes, rows
 

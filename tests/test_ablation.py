@@ -95,7 +95,8 @@ def test_seeds_share_a_split(study):
     spread = pd.read_csv(folder / "metric_stability.csv").set_index("metric")
     assert spread.loc["dcr_ratio", "seeds"] == 2 and np.isnan(spread.loc["dcr_ratio", "sd_over_splits"])
 
-    study(seed_selection_ablation)  # seeds with splits of their own
+    _, told, _ = study(seed_selection_ablation)  # seeds with splits of their own
+    assert "toy, holdout 0.5, 20 genes" in told and "by seed 3" not in told
     code, _, _ = study(multi_seed_synthesis, "--split-seed", "3")
     spread = pd.read_csv(folder / "metric_stability.csv").set_index("metric")
     assert code == 0 and spread.loc["dcr_ratio", "splits"] == 2 and spread.loc["dcr_ratio", "sd_over_splits"] > 0
