@@ -46,7 +46,7 @@ def joint_umap(real: AnnData, synthetic: AnnData, path: Path, *, seed: int) -> N
     figure = Figure(figsize=(15, 4.4), layout="constrained")
     if path.suffix[1:] not in figure.canvas.get_supported_filetypes():
         raise UserError(f"{path} has no ending of a picture: let it end in .png, .pdf or .svg")
-    points = np.split(_embed(real, synthetic, seed=seed), [real.n_obs])
+    points = np.split(embed(real, synthetic, seed=seed), [real.n_obs])
     labels = [cells.obs["cell_type"].astype(str).to_numpy() for cells in (real, synthetic)]
     n_real = {label: int((labels[0] == label).sum()) for label in np.unique(np.concatenate(labels))}
     types = sorted(n_real, key=lambda label: -n_real[label])
@@ -82,14 +82,8 @@ def joint_umap(real: AnnData, synthetic: AnnData, path: Path, *, seed: int) -> N
     save(figure, path)
 
 
-def save(figure: Figure, path: Path) -> None:
-    """Write a figure in the format of the path's ending; it appears whole or not at all."""
-    with atomic(path) as part:
-        figure.savefig(part, format=path.suffix[1:], dpi=DPI)
-
-
-def _embed(real: AnnData, synthetic: AnnData, *, seed: int) -> np.ndarray:
-    """Return UMAP coordinates of real, then synthetic cells, shape (n_cells, 2)."""
+def embed(real: AnnData, synthetic: AnnData, *, seed: int) -> np.ndarray:
+    """Return coordinates on a UMAP fitted on real, then synthetic cells, shape (n_cells, 2); parameters as above."""
     from umap import UMAP  # numba compiles for seconds: only who draws pays
 
     X = sparse.vstack([sparse.csr_matrix(cells.X) for cells in (real, synthetic[:, real.var_names])], format="csr")
@@ -98,6 +92,12 @@ def _embed(real: AnnData, synthetic: AnnData, *, seed: int) -> np.ndarray:
     pcs = PCA(min(PCS, min(log.shape) - 1), svd_solver="arpack", random_state=seed).fit_transform(log)
     umap = UMAP(n_neighbors=min(NEIGHBORS, len(pcs) - 1), init="pca", random_state=seed, n_jobs=1)
     return umap.fit_transform(pcs)
+
+
+def save(figure: Figure, path: Path) -> None:
+    """Write a figure in the format of the path's ending; it appears whole or not at all."""
+    with atomic(path) as part:
+        figure.savefig(part, format=path.suffix[1:], dpi=DPI)
 
 
 def _key(label: str, color: str, marker: str, *, outlined: bool = False) -> Line2D:

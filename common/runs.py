@@ -104,13 +104,15 @@ def describe_split(holdout: float, n_genes: int, split_seed: int | None) -> str:
     return f"holdout {holdout:g}" + ("" if split_seed is None else f" by seed {split_seed}") + f", {n_genes} genes"
 
 
-def load_run(folder: Path) -> Run:
-    """Read a run that held cells out.
+def load_run(folder: Path, *, needs_held: bool = True) -> Run:
+    """Read a run, by default one that held cells out.
 
     Parameters
     ----------
     folder
         With cells.h5ad, heldout.csv and run.json; the real cells are read from where the run had them.
+    needs_held
+        Refuse a run that held none out; otherwise its `held` has no cells.
 
     Raises
     ------
@@ -120,7 +122,8 @@ def load_run(folder: Path) -> Run:
     folder = folder.resolve()
     record = read_record(folder)
     trained_in = Path(record.get("trained_in", folder))
-    if not (trained_in / "heldout.csv").exists():
+    has_held = (trained_in / "heldout.csv").exists()
+    if needs_held and not has_held:
         raise UserError(
             f"{trained_in} learnt from every cell, so that none is left to judge it by: repeat it with --holdout 0.5"
         )
@@ -130,7 +133,8 @@ def load_run(folder: Path) -> Run:
     synthetic = read_synthetic(folder)
     real = with_genes_of(real, synthetic)
     with reading(trained_in / "heldout.csv", "table of held-out cells"):
-        is_held = real.obs_names.isin(pd.read_csv(trained_in / "heldout.csv", dtype=str)["cell"])
+        names = pd.read_csv(trained_in / "heldout.csv", dtype=str)["cell"] if has_held else []
+    is_held = real.obs_names.isin(names)
     seeds = pd.read_csv(trained_in / "seeds.csv", dtype={"cell": str}) if (trained_in / "seeds.csv").exists() else None
     dataset, split, seed, method = identify(folder)
     return Run(
