@@ -44,7 +44,7 @@ from common.generation import (
     report_cells,
     write_held,
 )
-from common.run import Stopwatch, check_writable, read_tensors, write_cells, write_json, write_table, write_tensors
+from common.run import Stopwatch, claimed, read_tensors, write_cells, write_json, write_table, write_tensors
 from config import BASELINES, BaselineParams
 
 METHODS = {
@@ -292,22 +292,22 @@ def script(
         folder = folder_of(args.out, cells.uns["dataset"], name, args.seed)
         n_cells, device = cells.n_obs if args.n_cells is None else args.n_cells, choose_device(args.device)
         Frame.of(cells).check(n_cells, args.cell_type)
-        check_writable(folder)
-        report_cells(cells, held)
-        with clock.stage("training"), progress_bar() as report:
-            model = fit(cells, args.params, seed=args.seed, device=args.device, report=report)
-        with clock.stage("sampling"):
-            drawn = sample(model, n_cells, cell_type=args.cell_type, seed=args.seed)
-        print_notes(model.memory.notes)
-        forget_result(folder)
-        write_cells(folder, drawn)
-        write_table(folder / "losses.csv", model.losses)
-        write_held(folder, held)
-        write_tensors(folder / "model.pt", content_of(model, method, args.params))
-        write_json(folder / "run.json", record_of(
-            cells, args, argv=argv, method=name, params=asdict(args.params), notes=model.memory.notes, device=device,
-            clock=clock, baseline=method, labels=labels, steps=_last(model.losses),
-        ))  # fmt: skip
+        with claimed(folder):
+            report_cells(cells, held)
+            with clock.stage("training"), progress_bar() as report:
+                model = fit(cells, args.params, seed=args.seed, device=args.device, report=report)
+            with clock.stage("sampling"):
+                drawn = sample(model, n_cells, cell_type=args.cell_type, seed=args.seed)
+            print_notes(model.memory.notes)
+            forget_result(folder)
+            write_cells(folder, drawn)
+            write_table(folder / "losses.csv", model.losses)
+            write_held(folder, held)
+            write_tensors(folder / "model.pt", content_of(model, method, args.params))
+            write_json(folder / "run.json", record_of(
+                cells, args, argv=argv, method=name, params=asdict(args.params), notes=model.memory.notes,
+                device=device, clock=clock, baseline=method, labels=labels, steps=_last(model.losses),
+            ))  # fmt: skip
         seconds = sum(stage["seconds"] for stage in clock.stages.values())
         console.print(escape(f"wrote cells, losses, model and run.json to {folder} in {seconds:.0f} s"), soft_wrap=True)
 

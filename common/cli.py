@@ -4,13 +4,13 @@ import functools
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Protocol
+from typing import NoReturn, Protocol
 
 from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from common.errors import UserError
+from common.errors import UserError, is_out_of_memory
 
 # a pipe or a file has no width to fit into, and a table cut to 80 columns is lost there
 console = Console(highlight=False, emoji=False, width=None if sys.stdout.isatty() else 200)
@@ -23,7 +23,7 @@ def run_script(main: Callable[[Sequence[str] | None], None]) -> Callable[..., No
     Raises
     ------
     SystemExit
-        With code 2 on a `UserError`, 130 on Ctrl-C.
+        With code 2 on a `UserError` and when memory runs out, 130 on Ctrl-C.
     """
 
     @functools.wraps(main)
@@ -31,13 +31,22 @@ def run_script(main: Callable[[Sequence[str] | None], None]) -> Callable[..., No
         try:
             main(argv)
         except UserError as error:
-            errors.print(f"[bold red]error:[/] {escape(' '.join(str(error).split()))}", soft_wrap=True)
-            sys.exit(2)
-        except KeyboardInterrupt:
-            errors.print("stopped")
+            _refuse(str(error))
+        except KeyboardInterrupt as stop:
+            errors.print(": ".join(["stopped", *stop.args]), soft_wrap=True)
             sys.exit(130)
+        except Exception as error:
+            if not is_out_of_memory(error):
+                raise
+            reason = (str(error).splitlines() or [""])[0] or "no more can be had"
+            _refuse(f"memory ran out ({reason}): give fewer cells or genes (--n-top-genes), or free some memory")
 
     return wrapped
+
+
+def _refuse(message: str) -> NoReturn:
+    errors.print(f"[bold red]error:[/] {escape(' '.join(message.split()))}", soft_wrap=True)
+    sys.exit(2)
 
 
 class Reporter(Protocol):

@@ -7,10 +7,14 @@ import contextlib
 import errno
 import hashlib
 import json
+import os
 import platform
 import resource
+import signal
 import subprocess
+import threading
 import time
+import zipfile
 from collections.abc import Callable, Iterator
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -19,8 +23,10 @@ from typing import Any
 import pandas as pd
 import torch
 from anndata import AnnData
+from filelock import FileLock, Timeout
 
-from common.errors import UserError
+from common.cli import errors
+from common.errors import UserError, is_out_of_memory
 
 Checkpoint = Callable[[Callable[[], dict[str, Any]]], None]
 """What a training loop calls after each step with a function that returns its state."""
@@ -47,8 +53,12 @@ def atomic(path: Path) -> Iterator[Path]:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         yield part
+        with part.open("rb") as file:
+            os.fsync(file.fileno())  # else a power cut could leave the new name without its content
         part.replace(path)
     except OSError as error:
+        if is_out_of_memory(error):
+            raise
         raise _as_user_error(error, path) from error
     finally:
         with contextlib.suppress(OSError):
@@ -83,6 +93,37 @@ def check_writable(folder: Path) -> None:
         raise _as_user_error(error, folder) from error
 
 
+@contextlib.contextmanager
+def claimed(folder: Path) -> Iterator[None]:
+    """Make the folder of a run, and keep other runs out of it while the block lasts.
+
+    The system frees what a killed run had claimed. A folder that is empty in the end is removed, if it was made here.
+
+    Raises
+    ------
+    UserError
+        If another run is at work there, or files cannot be made in it.
+    """
+    path = folder / ".running"
+    lock = FileLock(path, blocking=False)
+    try:
+        made = [parent for parent in (folder, *folder.parents) if not parent.exists()]
+        folder.mkdir(parents=True, exist_ok=True)
+        lock.acquire()
+    except Timeout as error:
+        raise UserError(f"another run is at work in {folder}: wait until it ends, or choose --out") from error
+    except OSError as error:
+        raise _as_user_error(error, folder) from error
+    try:
+        yield
+    finally:
+        path.unlink(missing_ok=True)  # before the release: whoever waits for this file finds it gone, and makes another
+        lock.release()
+        for parent in made:
+            with contextlib.suppress(OSError):
+                parent.rmdir()
+
+
 def write_json(path: Path, content: dict[str, Any]) -> None:
     """Write indented JSON atomically."""
     with atomic(path) as part:
@@ -101,6 +142,8 @@ def write_tensors(path: Path, content: dict[str, Any]) -> None:
         try:
             torch.save(content, part)
         except RuntimeError as error:  # torch reports a full disk so
+            if is_out_of_memory(error):
+                raise
             raise OSError(errno.ENOSPC, "no space left on device") from error
 
 
@@ -110,13 +153,18 @@ def read_tensors(path: Path) -> dict[str, Any]:
     Raises
     ------
     UserError
-        If the file is missing, cut short, or not ours.
+        If the file is missing, cut short, not ours, or a bit of it has changed.
     """
     if not path.is_file():
         raise UserError(f"{path} is missing: give the folder of a run that has one")
     try:
+        with zipfile.ZipFile(path) as file:
+            if damaged := file.testzip():  # torch itself does not compare checksums
+                raise zipfile.BadZipFile(f"{damaged} has another checksum")
         content = torch.load(path, weights_only=True, map_location="cpu")
     except Exception as error:
+        if is_out_of_memory(error):
+            raise
         raise UserError(f"{path} is damaged or was not written by GARAGE: run again without it") from error
     if not isinstance(content, dict) or "format" not in content:
         raise UserError(f"{path} was not written by GARAGE: give the folder of a GARAGE run")
@@ -159,6 +207,7 @@ class ResumableRun:
         self.path = folder / "checkpoint.pt"
         self.content: dict[str, Any] = {"format": "garage-checkpoint-1", "identity": identity, "stages": {}}
         self._last = time.monotonic()
+        self._stopping = False
         if not resume or not self.path.exists():
             return
         found = read_tensors(self.path)
@@ -178,10 +227,41 @@ class ResumableRun:
         """Return what the training loop of a stage is to call after each step."""
 
         def offer(make_state: Callable[[], dict[str, Any]]) -> None:
-            if time.monotonic() - self._last >= CHECKPOINT_SECONDS:
+            if self._stopping or time.monotonic() - self._last >= CHECKPOINT_SECONDS:
                 self.save(stage, make_state())
+            self._stop_if_asked()
 
         return offer
+
+    @contextlib.contextmanager
+    def stoppable(self) -> Iterator[None]:
+        """Let Ctrl-C finish the step it comes in and save the state before it stops the block; twice stops at once.
+
+        Raises
+        ------
+        KeyboardInterrupt
+            At the end of the step, or of the block.
+        """
+        usual = signal.getsignal(signal.SIGINT)
+        if usual is not signal.default_int_handler or threading.current_thread() is not threading.main_thread():
+            yield  # started in the background, or by someone with a will of their own
+            return
+
+        def ask(*_: object) -> None:
+            signal.signal(signal.SIGINT, usual)
+            self._stopping = True
+            errors.print("stopping after this step; Ctrl-C again stops at once")
+
+        signal.signal(signal.SIGINT, ask)
+        try:
+            yield
+        finally:
+            signal.signal(signal.SIGINT, usual)
+        self._stop_if_asked()
+
+    def _stop_if_asked(self) -> None:
+        if self._stopping:
+            raise KeyboardInterrupt("--resume goes on from here")
 
     def save(self, stage: str, state: dict[str, Any]) -> None:
         """Write the state of a stage now."""

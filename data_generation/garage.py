@@ -41,7 +41,7 @@ from common.generation import (
 from common.run import (
     ResumableRun,
     Stopwatch,
-    check_writable,
+    claimed,
     digest,
     write_cells,
     write_json,
@@ -173,27 +173,27 @@ def _train_and_draw(args: Args, argv: list[str]) -> None:
     name = args.name or args.preset
     folder = folder_of(args.out, cells.uns["dataset"], name, args.seed)
     _composition(args, sorted(cells.obs["cell_type"].astype(str).unique()))
-    check_writable(folder)
-    report_cells(cells, held)
-    run = ResumableRun(folder, _identity(cells, args, params), resume=args.resume)
-    if isinstance(params, PaperParams) and device.type == "cpu":
-        _warn_of_hours(cells, params)
-    with progress_bar() as report:
-        model = fit(cells, params, seed=args.seed, device=args.device, report=report, run=run, clock=clock)
-    print_notes(model.notes)
-    with clock.stage("sampling"):
-        drawn = _draw(args, model, folder)
-    assert model.seeds is not None and model.losses is not None
-    write_table(folder / "seeds.csv", model.seeds)
-    write_table(folder / "losses.csv", model.losses)
-    write_held(folder, held)
-    write_tensors(folder / "model.pt", model.content())
-    write_json(folder / "run.json", record_of(
-        cells, args, argv=argv, method=name, params=asdict(params), notes=model.notes, device=model.device,
-        clock=clock, attention_accuracy=model.accuracy,
-        labels="classifier" if isinstance(params, PaperParams) else "given",
-    ))  # fmt: skip
-    run.forget()
+    with claimed(folder):
+        report_cells(cells, held)
+        run = ResumableRun(folder, _identity(cells, args, params), resume=args.resume)
+        if isinstance(params, PaperParams) and device.type == "cpu":
+            _warn_of_hours(cells, params)
+        with progress_bar() as report, run.stoppable():
+            model = fit(cells, params, seed=args.seed, device=args.device, report=report, run=run, clock=clock)
+        print_notes(model.notes)
+        with clock.stage("sampling"):
+            drawn = _draw(args, model, folder)
+        assert model.seeds is not None and model.losses is not None
+        write_table(folder / "seeds.csv", model.seeds)
+        write_table(folder / "losses.csv", model.losses)
+        write_held(folder, held)
+        write_tensors(folder / "model.pt", model.content())
+        write_json(folder / "run.json", record_of(
+            cells, args, argv=argv, method=name, params=asdict(params), notes=model.notes, device=model.device,
+            clock=clock, attention_accuracy=model.accuracy,
+            labels="classifier" if isinstance(params, PaperParams) else "given",
+        ))  # fmt: skip
+        run.forget()
     console.print(_summary(model, drawn))
     judged = "held-back" if params.gat_validation else "training"
     console.print(f"the attention network knows the type of {model.accuracy:.0%} of its {judged} cells")
