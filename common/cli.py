@@ -18,12 +18,12 @@ errors = Console(stderr=True, highlight=False, emoji=False)
 
 
 def run_script(main: Callable[[Sequence[str] | None], None]) -> Callable[..., None]:
-    """Decorate `main(argv)` of a script: a `UserError` becomes one line on stderr and exit code 2.
+    """Decorate `main(argv)` of a script: what is no bug becomes one line on stderr.
 
     Raises
     ------
     SystemExit
-        With code 2 on a `UserError` and when memory runs out, 130 on Ctrl-C.
+        With code 2 on a `UserError`, a file that the system denies, and want of memory; with 130 on Ctrl-C.
     """
 
     @functools.wraps(main)
@@ -36,10 +36,12 @@ def run_script(main: Callable[[Sequence[str] | None], None]) -> Callable[..., No
             errors.print(": ".join(["stopped", *stop.args]), soft_wrap=True)
             sys.exit(130)
         except Exception as error:
-            if not is_out_of_memory(error):
-                raise
-            reason = (str(error).splitlines() or [""])[0] or "no more can be had"
-            _refuse(f"memory ran out ({reason}): give fewer cells or genes (--n-top-genes), or free some memory")
+            if is_out_of_memory(error):
+                reason = (str(error).splitlines() or [""])[0] or "no more can be had"
+                _refuse(f"memory ran out ({reason}): give fewer cells or genes (--n-top-genes), or free some memory")
+            if isinstance(error, OSError) and error.filename:
+                _refuse(f"{error.filename} cannot be used ({error.strerror}): mend that, or give another path")
+            raise
 
     return wrapped
 

@@ -117,10 +117,11 @@ def claimed(folder: Path) -> Iterator[None]:
     try:
         yield
     finally:
-        path.unlink(missing_ok=True)  # before the release: whoever waits for this file finds it gone, and makes another
+        with contextlib.suppress(OSError):
+            path.unlink()  # before the release: whoever waits for this file finds it gone, and makes another
         lock.release()
-        for parent in made:
-            with contextlib.suppress(OSError):
+        with contextlib.suppress(OSError):
+            for parent in made:
                 parent.rmdir()
 
 
@@ -171,18 +172,51 @@ def read_tensors(path: Path) -> dict[str, Any]:
     return content
 
 
-def write_cells(folder: Path, cells: AnnData, name: str = "cells") -> None:
-    """Write cells as `<name>.h5ad` and as `<name>.csv` (cell, cell_type, then genes), each atomically."""
-    with atomic(folder / f"{name}.h5ad") as part:
-        cells.write_h5ad(part, compression="gzip")
+def write_cells(folder: Path, blocks: Iterable[AnnData], name: str = "cells", *, text: bool = True) -> pd.DataFrame:
+    """Write cells, block by block, as `<name>.h5ad` and as `<name>.csv` (cell, cell_type, then genes).
+
+    Both appear whole or not at all.
+
+    Parameters
+    ----------
+    blocks
+        One at least, X CSR; all with the same genes and `uns`.
+    text
+        Whether to write the csv file, too.
+
+    Returns
+    -------
+    obs of all cells.
+    """
+    obs, X = [], None
+    with contextlib.ExitStack() as stack:
+        file = stack.enter_context(h5py.File(stack.enter_context(atomic(folder / f"{name}.h5ad")), "w"))
+        csv = stack.enter_context(stack.enter_context(atomic(folder / f"{name}.csv")).open("w")) if text else None
+        for block in blocks:
+            if X is None:
+                # by cells drawn so far, which may be more than an int32 counts in the end
+                anndata.io.write_elem(file, "X", block.X, dataset_kwargs={"compression": "gzip", "indptr_dtype": "i8"})
+                X = anndata.io.sparse_dataset(file["X"])
+            else:
+                X.append(block.X)
+            if csv is not None:
+                for start in range(0, block.n_obs, CSV_ROWS):
+                    _text(block[start : start + CSV_ROWS]).to_csv(csv, header=not obs and not start, index_label="cell")
+            obs.append(block.obs)
+        table = pd.concat(obs)
+        for part, value in (("obs", table), ("var", block.var), ("uns", dict(block.uns))):
+            anndata.io.write_elem(file, part, value)
+        file.attrs.update({"encoding-type": "anndata", "encoding-version": "0.1.0"})
+    return table
+
+
+def _text(cells: AnnData) -> pd.DataFrame:
+    """Return cells as cells.csv shows them."""
+    values = cells.X.toarray()
     whole = cells.uns["scale"] == "counts"
-    with atomic(folder / f"{name}.csv") as part, part.open("w", newline="") as file:
-        for start in range(0, max(cells.n_obs, 1), CSV_ROWS):
-            rows = cells[start : start + CSV_ROWS]
-            values = rows.X.toarray()
-            table = pd.DataFrame(values.astype("int64") if whole else values, rows.obs_names, cells.var_names)
-            table.insert(0, "cell_type", rows.obs["cell_type"].astype(str), allow_duplicates=True)
-            table.to_csv(file, header=start == 0, index_label="cell")
+    table = pd.DataFrame(values.astype("int64") if whole else values, cells.obs_names, cells.var_names)
+    table.insert(0, "cell_type", cells.obs["cell_type"].astype(str), allow_duplicates=True)
+    return table
 
 
 class ResumableRun:
@@ -290,9 +324,13 @@ class Stopwatch:
         self.stages[name] = {"seconds": round(time.monotonic() - start, 2), "peak_memory_mb": round(peak, 1)}
 
 
-def digest(*parts: bytes) -> str:
-    """Return the SHA-256 of some bytes."""
-    return hashlib.sha256(b"\0".join(parts)).hexdigest()
+def digest(*parts: bytes | np.ndarray) -> str:
+    """Return the SHA-256 of some bytes, none of which is copied."""
+    sum_ = hashlib.sha256()
+    for part in parts:
+        sum_.update(part)
+        sum_.update(b"\0")
+    return sum_.hexdigest()
 
 
 def environment(device: torch.device) -> dict[str, Any]:
