@@ -96,7 +96,7 @@ class Ranking:
         return log_normalise(x, self.target_sum) if self.scale == "counts" else x
 
     def to_rank(self, x: Tensor, rng: torch.Generator) -> Tensor:
-        """Return the values that calibration ranks: the log of counts, spread over their unit; or `normalise`d ones.
+        """Return the values that calibration ranks: the log of counts, spread over their unit; or those of `normalise`.
 
         UMI counts are few and their ties many: adding U(0, 1) makes ranks unique and `from_rank` exact. Read counts are
         so large that their library size, not the lattice, matters.

@@ -168,7 +168,7 @@ class Training:
         return generator_loss, critic_loss
 
     def run(self, report: Reporter, checkpoint: Checkpoint = no_checkpoint) -> None:
-        """Run all iterations that are left, reporting the losses of every `LOG_EVERY`th."""
+        """Run all iterations that are left, reporting losses every `LOG_EVERY` iterations."""
         while self.step < self.params.iterations:
             generator_loss, critic_loss = self.iterate()
             self.step += 1

@@ -9,6 +9,7 @@ Networks are narrow where cells are few: a wide one has room for the noise of ea
 1. Anchor: maximise the evidence lower bound (Kingma & Welling 2014).
 2. Critic: continue with a projection critic (Miyato & Koyama 2018), logistic loss and lazy R1 penalty on real cells
    (Mescheder et al. 2018); cells are drawn from a moving average of the weights.
+
 Then `synthesis.py` takes over: it calibrates each type's marginals and draws cells.
 """
 
