@@ -195,8 +195,10 @@ class GarageParams(SelectionParams):
     """rows of a mini-batch"""
     anchor_epochs: Annotated[int, Range(0)] = 300
     """passes over the cells that maximise the likelihood before the critic joins"""
+    anchor_steps: Annotated[int, Range(1)] = 20_000
+    """most steps that this takes, however many cells there are"""
     warmup_epochs: Annotated[int, Range(0)] = 30
-    """epochs over which the weight of the Kullback-Leibler term rises from 0 to 1"""
+    """epochs over which the weight of the Kullback-Leibler term rises from 0 to 1; a tenth of anchor_steps at most"""
     anchor_lr: Annotated[float, POSITIVE] = 1e-3
     """learning rate of the anchor phase (AdamW)"""
     critic_steps: Annotated[int, Range(0)] = 500

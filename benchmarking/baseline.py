@@ -300,7 +300,7 @@ def script(
                 drawn = sample(model, n_cells, cell_type=args.cell_type, seed=args.seed)
             print_notes(model.memory.notes)
             forget_result(folder)
-            write_cells(folder, drawn)
+            write_cells(folder, [drawn])
             write_table(folder / "losses.csv", model.losses)
             write_held(folder, held)
             write_tensors(folder / "model.pt", content_of(model, method, args.params))
@@ -322,7 +322,7 @@ def _draw_more(method: str, args: Args, loaded: tuple[Model, str, BaselineParams
     n_cells = len(model.memory.types) if args.n_cells is None else args.n_cells
     drawn: AnnData = load_method(method).sample(model, n_cells, cell_type=args.cell_type, seed=args.seed)
     forget_result(folder)
-    write_cells(folder, drawn)
+    write_cells(folder, [drawn])
     return drawn
 
 

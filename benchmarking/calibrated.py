@@ -36,10 +36,11 @@ def calibrate(drawn: AnnData, train: AnnData, params: GarageParams, *, seed: int
     names, types = np.unique(train.obs["cell_type"].astype(str), return_inverse=True)
     real = TrainingCells.on(device, sp.csr_matrix(train.X), types, scale)
     labels = drawn.obs["cell_type"].astype(str).to_numpy()
-    ranking = Ranking.of(real.x, scale, real.target_sum, params.calibrate_on)
+    x = real.rows(torch.arange(real.n_cells))
+    ranking = Ranking.of([x], scale, real.target_sum, params.calibrate_on)
     rng = torch.Generator().manual_seed(seed)
-    ranked = ranking.to_rank(real.x, rng)
-    floor, ceiling = real.x.min(0).values.clamp_max(0), ranked.max(0).values
+    ranked = ranking.to_rank(x, rng)
+    floor, ceiling = x.min(0).values.clamp_max(0), ranking.highest(x).max(0).values
 
     calibrated = sp.csr_matrix(drawn.X, dtype=np.float32).toarray()
     for t, name in enumerate(names):
@@ -47,7 +48,7 @@ def calibrate(drawn: AnnData, train: AnnData, params: GarageParams, *, seed: int
         if not len(rows):
             continue
         cells = TrainingCells.on(device, sp.csr_matrix(drawn.X[rows]), np.full(len(rows), t), scale)
-        own = ranking.to_rank(cells.x, rng)
+        own = ranking.to_rank(cells.rows(torch.arange(len(rows))), rng)
         map_ = Calibration.fit(ranked[real.types == t], own, floor, ceiling, prior=params.calibration_prior)
         order = cells.size.squeeze(1).argsort(stable=True).argsort()
         sizes = size_quantiles(real.size.squeeze(1), real.types, t, params.calibration_prior)

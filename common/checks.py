@@ -10,7 +10,8 @@ import pandas as pd
 from anndata import AnnData
 from scipy import sparse
 
-from common.errors import UserError
+from common.disk import is_on_disk, row_blocks, subset, value_blocks
+from common.errors import UserError, is_out_of_memory
 from common.scale import detect_scale
 
 MISSING_LABELS = {"", "na", "n/a", "nan", "none", "null"}
@@ -41,9 +42,9 @@ def reading(path: Path, kind: str) -> Iterator[None]:
     """
     try:
         yield
-    except (UserError, MemoryError):
-        raise
     except Exception as error:
+        if isinstance(error, UserError) or is_out_of_memory(error):
+            raise
         reason = (str(error).splitlines() or [""])[0][:150] or type(error).__name__
         message = f"{path} is no readable {kind}: it may be damaged, or not what its ending says; replace it ({reason})"
         raise UserError(message) from error
@@ -77,8 +78,11 @@ def check_matrix(cells: AnnData) -> None:
                 f"{len(repeated)} {kind} names occur more than once, the first is '{repeated[0]}': make them unique, "
                 f"in an h5ad by {attribute}_names_make_unique()"
             )
-    bad = np.flatnonzero(~np.isfinite(cells.X.data))
-    if len(bad):
+    bad, start = [], 0
+    for values in value_blocks(cells.X):
+        bad += (start + np.flatnonzero(~np.isfinite(values))).tolist()
+        start += len(values)
+    if bad:
         cell = cells.obs_names[np.searchsorted(cells.X.indptr, bad[0], side="right") - 1]
         gene = cells.var_names[cells.X.indices[bad[0]]]
         raise UserError(
@@ -160,7 +164,7 @@ def drop_empty_cells(cells: AnnData) -> tuple[AnnData, list[str]]:
         raise UserError("every value of the matrix is zero: give one with expression in it")
     if not empty.any():
         return cells, []
-    return cells[~empty].copy(), [f"{empty.sum()} cells without counts were dropped"]
+    return subset(cells, ~empty), [f"{empty.sum()} cells without counts were dropped"]
 
 
 def make_learnable(cells: AnnData) -> tuple[AnnData, list[str]]:
@@ -182,9 +186,11 @@ def make_learnable(cells: AnnData) -> tuple[AnnData, list[str]]:
     """
     if "cell_type" not in cells.obs:
         raise UserError("cells have no obs['cell_type']: put the cell types there")
-    X = sparse.csr_matrix(cells.X, dtype=np.float32, copy=True)
-    X.sum_duplicates()
-    X.eliminate_zeros()
+    X = cells.X
+    if not is_on_disk(X):  # there they have this form already
+        X = sparse.csr_matrix(X, dtype=np.float32, copy=True)
+        X.sum_duplicates()
+        X.eliminate_zeros()
     uns = {**cells.uns, "scale": cells.uns.get("scale") or detect_scale(X)}
     cells, notes = drop_empty_cells(AnnData(X, obs=cells.obs[["cell_type"]], var=cells.var[[]], uns=uns))
     if cells.n_obs < 2:
@@ -207,7 +213,10 @@ def find_oddities(X: sparse.csr_matrix, labels: pd.Series) -> list[str]:
     One sentence each for genes that are zero everywhere, types with one or two cells, and a single type.
     """
     notes = []
-    silent_genes = int((np.bincount(X.indices, minlength=X.shape[1]) == 0).sum())
+    heard = np.zeros(X.shape[1], dtype=bool)
+    for block in row_blocks(X):
+        heard[block.indices] = True
+    silent_genes = int((~heard).sum())
     if silent_genes:
         notes.append(f"{silent_genes} genes are zero in every cell; they are kept and stay zero")
     sizes = labels.value_counts()

@@ -24,6 +24,7 @@ from common.checks import (
     reading,
 )
 from common.clustering import N_NEIGHBORS, cluster_cells
+from common.disk import as_dask, is_on_disk, map_rows, read_on_disk, subset
 from common.errors import UserError
 from common.scale import Scale, check_scale, detect_scale, recover_counts, to_log
 from common.tables import read_expression, read_labels
@@ -43,7 +44,10 @@ class CellSource:
     dataset: str | None = None
     """a data set of config.py: pbmc68k (the default, needs no download), yan, pollen, cbmc or muraro"""
     input: Path | None = None
-    """your own cells: an h5ad file, a 10x .h5 file, or a 10x folder with matrix.mtx, barcodes.tsv and features.tsv"""
+    """your own cells: an h5ad file or .zarr store, a 10x .h5 file, or a 10x folder with matrix.mtx, barcodes.tsv and
+    features.tsv"""
+    on_disk: bool = False
+    """the h5ad file or .zarr store is larger than memory: leave the cells in scratch files (where TMPDIR says)"""
     label_key: str = "cell_type"
     """column with the cell types, in the h5ad file's obs or in --labels-csv"""
     expression_csv: Path | None = None
@@ -73,9 +77,10 @@ def load_cells(source: CellSource) -> AnnData:
 
     Returns
     -------
-    Cells with X of shape (n_cells, n_genes), CSR float32 on the input's scale; unique names; `obs["cell_type"]`
-    categorical; `uns` with scale, dataset, labels_from, sha256 (file name to checksum), notes (sentences for the
-    user) and, for a named data set, rare_threshold. Cells without counts are dropped, genes without counts are kept.
+    Cells with X of shape (n_cells, n_genes), CSR float32 on the input's scale, in scratch files if the source is
+    `on_disk` (see `common.disk`); unique names; `obs["cell_type"]` categorical; `uns` with scale, dataset, labels_from,
+    sha256 (file name to checksum), notes (sentences for the user) and, for a named data set, rare_threshold. Cells
+    without counts are dropped, genes without counts are kept.
 
     Raises
     ------
@@ -111,7 +116,8 @@ def load_cells(source: CellSource) -> AnnData:
         cells.obs["cell_type"] = pd.Categorical(_leiden(cells))
         notes.append(f"no authors' labels: {cells.obs['cell_type'].nunique()} Leiden clusters stand in for cell types")
     if source.n_top_genes is not None:
-        cells, dropped = drop_empty_cells(cells[:, select_genes(cells, source.n_top_genes)].copy())
+        chosen = cells.var_names.isin(select_genes(cells, source.n_top_genes))
+        cells, dropped = drop_empty_cells(subset(cells, genes=chosen))
         notes += dropped
     cells.obs["cell_type"] = cells.obs["cell_type"].cat.remove_unused_categories()
 
@@ -148,7 +154,8 @@ def select_genes(cells: AnnData, n_top_genes: int) -> pd.Index:
         raise UserError("variable genes cannot be told by scaled values: leave out --n-top-genes")
     if n_top_genes >= cells.n_vars:
         return cells.var_names
-    log = AnnData(to_log(cells.X, cells.uns["scale"], TARGET_SUM), var=pd.DataFrame(index=cells.var_names))
+    X = map_rows(lambda block: to_log(block, cells.uns["scale"], TARGET_SUM), cells.X)
+    log = AnnData(as_dask(X) if is_on_disk(X) else X, var=pd.DataFrame(index=cells.var_names))
     # not its own n_top_genes, which lets ties exceed the number
     dispersion = sc.pp.highly_variable_genes(log, inplace=False)["dispersions_norm"].to_numpy()
     ranked = np.argsort(-np.nan_to_num(dispersion, nan=-np.inf), kind="stable")[:n_top_genes]
@@ -186,7 +193,7 @@ def split_cells(cells: AnnData, holdout: float, seed: int) -> tuple[AnnData, Ann
     except ValueError as error:
         raise UserError(f"--holdout {holdout} leaves a side without one of the types: give another share") from error
     is_held = np.isin(np.arange(cells.n_obs), held)
-    return cells[~is_held].copy(), cells[is_held].copy()
+    return subset(cells, ~is_held), subset(cells, is_held)
 
 
 def rare_types(types: np.ndarray, threshold: int | None) -> np.ndarray:
@@ -208,12 +215,14 @@ def _check_flags(source: CellSource) -> None:
         raise UserError(f"{' and '.join(map(_flag, sources))} are two sources of cells: give one of them")
     kind = (sources or ["dataset"])[0]
     ignored: dict[str, set[str]] = {
-        "dataset": {"label_key", "labels_csv", "transpose", "layer"},
-        "expression_csv": {"layer"},
+        "dataset": {"label_key", "labels_csv", "transpose", "layer", "on_disk"},
+        "expression_csv": {"layer", "on_disk"},
         "input": set(),
     }
     for name in sorted(given & ignored[kind]):
         raise UserError(f"{_flag(name)} has no meaning for {_flag(kind)}: leave it out")
+    for name in sorted(given & {"transpose", "cluster"}) if source.on_disk else ():
+        raise UserError(f"{_flag(name)} needs all cells in memory: leave out --on-disk, or do it beforehand")
     for name in sorted(given & {"label_key", "labels_csv"}) if source.cluster else ():
         raise UserError(f"{_flag(name)} and --cluster are two sources of labels: give one of them")
 
@@ -224,7 +233,7 @@ def _flag(name: str) -> str:
 
 def _stem(path: Path) -> str:
     name = path.resolve().name
-    for ending in (".gz", ".h5ad", ".h5", ".csv", ".tsv", ".txt"):
+    for ending in (".gz", ".h5ad", ".zarr", ".h5", ".csv", ".tsv", ".txt"):
         name = name.removesuffix(ending)
     return name
 
@@ -242,7 +251,7 @@ def _find_dataset(name: str) -> Dataset:
 def _read(source: CellSource, row: Dataset | None) -> AnnData:
     """Read the cells of any source: X CSR float32 without stored zeros, with the input's obs and var."""
     if source.input:
-        cells = _read_input(existing(source.input), source.layer)
+        cells = _read_input(existing(source.input), source.layer, on_disk=source.on_disk)
     elif source.expression_csv:
         layout = {"header": row.header, "index": row.index} if row else {}  # a user's own file is recognised
         cells = read_expression(existing(source.expression_csv), **layout)
@@ -250,6 +259,8 @@ def _read(source: CellSource, row: Dataset | None) -> AnnData:
         cells = _read_embedded()
     if source.transpose:
         cells = cells.T
+    if source.on_disk:
+        return cells
     with reading(source.input or Path(), "matrix of numbers"), warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # duplicate names are an error later on
         X = sparse.csr_matrix(cells.X, dtype=np.float32)
@@ -275,22 +286,28 @@ def _read_embedded() -> AnnData:
     return AnnData(recover_counts(reduced.raw.X), obs=obs[["cell_type", "louvain"]], var=reduced.raw.var)
 
 
-def _read_input(path: Path, layer: str | None) -> AnnData:
-    """Read an h5ad file, a 10x .h5 file or a 10x folder."""
-    if layer and path.suffix != ".h5ad":
-        raise UserError(f"--layer is for h5ad files: leave it out for {path}")
-    if path.is_dir():
+def _read_input(path: Path, layer: str | None, *, on_disk: bool) -> AnnData:
+    """Read an h5ad file, a Zarr store, a 10x .h5 file or a 10x folder."""
+    of_anndata = path.suffix in (".h5ad", ".zarr")
+    for flag, given in (("--layer", layer is not None), ("--on-disk", on_disk)):
+        if given and not of_anndata:
+            raise UserError(f"{flag} is for h5ad files and .zarr stores: leave it out for {path}")
+    if path.is_dir() and not of_anndata:
         return _read_10x_folder(path)
-    if path.suffix not in (".h5ad", ".h5"):
+    if not of_anndata and path.suffix != ".h5":
         hint = "; give a text table as --expression-csv" if {".csv", ".tsv", ".txt"} & set(path.suffixes) else ""
-        raise UserError(f"--input takes an h5ad file, a 10x .h5 file or a 10x folder, not {path.name}{hint}")
+        raise UserError(
+            f"--input takes an h5ad file, a .zarr store, a 10x .h5 file or a 10x folder, not {path.name}{hint}"
+        )
     with reading(path, f"{path.suffix} file"), warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # duplicate names are an error later on
         if path.suffix == ".h5":
             cells = sc.read_10x_h5(path)
             cells.var_names_make_unique()
             return cells
-        cells = anndata.read_h5ad(path)
+        if on_disk:
+            return read_on_disk(path, layer)
+        cells = anndata.read_zarr(path) if path.suffix == ".zarr" else anndata.read_h5ad(path)
     if layer:
         if layer not in cells.layers:
             raise UserError(f"{path} has no layer '{layer}', only {list(cells.layers)}{nearest(layer, cells.layers)}")
@@ -369,10 +386,18 @@ def _leiden(cells: AnnData) -> list[str]:
 def _checksums(cells: AnnData, source: CellSource) -> dict[str, str]:
     """Return the SHA-256 of every file read; of the matrix itself where it came with scanpy."""
     files = [path for path in (source.input, source.expression_csv, source.labels_csv) if path]
-    if source.input and source.input.is_dir():
-        files[:1] = _files_of_10x(source.input)
     sums = {}
-    for path in files:
-        with existing(path).open("rb") as file:
-            sums[path.name] = hashlib.file_digest(file, "sha256").hexdigest()
+    if source.input and source.input.suffix == ".zarr":
+        store = files.pop(0)
+        parts = sorted(path for path in store.rglob("*") if path.is_file())
+        lines = [f"{_checksum(path)}  {path.relative_to(store).as_posix()}\n" for path in parts]
+        sums[store.name] = hashlib.sha256("".join(lines).encode()).hexdigest()
+    elif source.input and source.input.is_dir():
+        files[:1] = _files_of_10x(source.input)
+    sums |= {path.name: _checksum(path) for path in files}
     return sums or {"pbmc68k": hashlib.sha256(cells.X.toarray().tobytes()).hexdigest()}
+
+
+def _checksum(path: Path) -> str:
+    with existing(path).open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -13,8 +13,9 @@ from rich.markup import escape
 from common.cli import console, errors
 from common.data import CellSource, load_cells, select_genes, split_cells
 from common.device import Device, choose_device
+from common.disk import subset
 from common.errors import UserError
-from common.run import Stopwatch, check_writable, digest, environment, write_json, write_table
+from common.run import Stopwatch, claimed, digest, environment, write_json, write_table
 from config import RESULTS_DIR, SEED
 
 P = TypeVar("P")
@@ -77,7 +78,7 @@ def load_split(source: CellSource, holdout: float, seed: int) -> tuple[AnnData, 
     cells = load_cells(replace(source, n_top_genes=None))
     cells, held = split_cells(cells, holdout, seed)
     if source.n_top_genes is not None:
-        cells = cells[:, select_genes(cells, source.n_top_genes)].copy()
+        cells = subset(cells, genes=cells.var_names.isin(select_genes(cells, source.n_top_genes)))
     return cells, held
 
 
@@ -121,12 +122,13 @@ def forget_result(folder: Path) -> None:
 
 A = TypeVar("A", bound=GeneratorArgs)
 M = TypeVar("M")
+D = TypeVar("D")
 
 
 def draw_from(
-    args: A, plain: A, argv: list[str], *, load: Callable[..., M], draw: Callable[[A, M, Path], AnnData],
+    args: A, plain: A, argv: list[str], *, load: Callable[..., M], draw: Callable[[A, M, Path], D],
     describe: Callable[[M], dict[str, Any]],
-) -> tuple[M, AnnData]:  # fmt: skip
+) -> tuple[M, D]:  # fmt: skip
     """Draw cells from the finished run that --from names, which has its data and parameters already.
 
     Parameters
@@ -136,7 +138,7 @@ def draw_from(
     load
         Reads model.pt, given its path and device.
     draw
-        Draws the cells and writes them into a folder.
+        Draws the cells, writes them into a folder, and returns what there is to say of them.
     describe
         Returns what run.json says of the model: dataset, method, params.
 
@@ -156,17 +158,17 @@ def draw_from(
     if folder.resolve() == args.from_.resolve():
         raise UserError(f"{folder} is the run that is drawn from: give another folder with --out")
     model = load(path, device=args.device)
-    check_writable(folder)
-    if (folder / "model.pt").exists():
-        raise UserError(f"{folder} holds a run with a model of its own: give another folder with --out")
-    clock = Stopwatch()
-    with clock.stage("sampling"):
-        drawn = draw(args, model, folder)
-    write_json(folder / "run.json", {
-        "argv": argv, "drawn_from": str(args.from_.resolve()), **describe(model),
-        "sha256": {"model.pt": digest(path.read_bytes())}, "seed": args.seed,
-        **environment(choose_device(args.device)), "stages": clock.stages,
-    })  # fmt: skip
+    with claimed(folder):
+        if (folder / "model.pt").exists():
+            raise UserError(f"{folder} holds a run with a model of its own: give another folder with --out")
+        clock = Stopwatch()
+        with clock.stage("sampling"):
+            drawn = draw(args, model, folder)
+        write_json(folder / "run.json", {
+            "argv": argv, "drawn_from": str(args.from_.resolve()), **describe(model),
+            "sha256": {"model.pt": digest(path.read_bytes())}, "seed": args.seed,
+            **environment(choose_device(args.device)), "stages": clock.stages,
+        })  # fmt: skip
     console.print(f"wrote cells.h5ad, cells.csv and run.json to {escape(str(folder))}", soft_wrap=True)
     return model, drawn
 

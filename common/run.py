@@ -15,11 +15,13 @@ import subprocess
 import threading
 import time
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+import anndata
+import h5py
 import pandas as pd
 import torch
 from anndata import AnnData
@@ -188,7 +190,8 @@ def write_cells(folder: Path, blocks: Iterable[AnnData], name: str = "cells", *,
     -------
     obs of all cells.
     """
-    obs, X = [], None
+    obs: list[pd.DataFrame] = []
+    X = None
     with contextlib.ExitStack() as stack:
         file = stack.enter_context(h5py.File(stack.enter_context(atomic(folder / f"{name}.h5ad")), "w"))
         csv = stack.enter_context(stack.enter_context(atomic(folder / f"{name}.csv")).open("w")) if text else None
@@ -324,12 +327,12 @@ class Stopwatch:
         self.stages[name] = {"seconds": round(time.monotonic() - start, 2), "peak_memory_mb": round(peak, 1)}
 
 
-def digest(*parts: bytes | np.ndarray) -> str:
+def digest(*parts: bytes | memoryview) -> str:
     """Return the SHA-256 of some bytes, none of which is copied."""
     sum_ = hashlib.sha256()
-    for part in parts:
+    for i, part in enumerate(parts):
+        sum_.update(b"\0" * (i > 0))
         sum_.update(part)
-        sum_.update(b"\0")
     return sum_.hexdigest()
 
 

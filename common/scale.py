@@ -5,6 +5,7 @@ from typing import Literal, TypeVar, get_args
 import numpy as np
 from scipy import sparse
 
+from common.disk import value_blocks
 from common.errors import UserError
 
 Scale = Literal["counts", "linear", "log", "scaled"]
@@ -18,13 +19,8 @@ COUNT_TOLERANCE = 0.2  # furthest a recovered count may lie from an integer; cha
 MOST_COUNTS = 2**24  # float32 holds every integer up to here, and no gene has more molecules in a cell
 
 
-def _values(X: np.ndarray | sparse.spmatrix) -> np.ndarray:
-    """Return the stored values; zeros that are not stored belong to every scale."""
-    return X.ravel() if isinstance(X, np.ndarray) else np.asarray(X.data)
-
-
-def _is_integer(values: np.ndarray) -> bool:
-    return bool((values == np.rint(values)).all())
+def _fractions(values: np.ndarray) -> np.ndarray:
+    return values[values != np.rint(values)]
 
 
 def detect_scale(X: np.ndarray | sparse.spmatrix) -> Scale:
@@ -39,12 +35,12 @@ def detect_scale(X: np.ndarray | sparse.spmatrix) -> Scale:
     -------
     "scaled" if a value is negative, else "counts" if all are integers, else "log" if none is above 30, else "linear".
     """
-    values = _values(X)
-    if (values < 0).any():
+    # zeros that are not stored belong to every scale
+    if any((values < 0).any() for values in value_blocks(X)):
         return "scaled"
-    if _is_integer(values):
+    if not any(_fractions(values).size for values in value_blocks(X)):
         return "counts"
-    return "log" if values.max() <= LOG_BOUND else "linear"
+    return "log" if max(values.max() for values in value_blocks(X)) <= LOG_BOUND else "linear"
 
 
 def check_scale(X: np.ndarray | sparse.spmatrix, scale: Scale) -> None:
@@ -62,19 +58,20 @@ def check_scale(X: np.ndarray | sparse.spmatrix, scale: Scale) -> None:
     UserError
         If counts, linear or log values are negative, counts are not integers, or log values are above 30.
     """
-    values = _values(X)
     if scale not in get_args(Scale):
         raise UserError(f"there is no scale '{scale}': give --scale {', '.join(get_args(Scale))}, or leave it out")
-    if scale == "scaled" or values.size == 0:
+    if scale == "scaled":
         return
-    negative = int((values < 0).sum())
+    negative = sum(int((values < 0).sum()) for values in value_blocks(X))
     if negative:
         raise UserError(f"--scale {scale} but {negative} values are negative: give --scale scaled, or mend the matrix")
-    if scale == "counts" and not _is_integer(values):
-        broken = values[values != np.rint(values)][0]
-        raise UserError(f"--scale counts but {broken:g} is no integer: give --scale log or linear, or the raw counts")
-    if scale == "log" and values.max() > LOG_BOUND:
-        raise UserError(f"--scale log but a value is {values.max():g}, beyond any logarithm: give --scale linear")
+    for values in value_blocks(X):
+        if scale == "counts" and (broken := _fractions(values)).size:
+            raise UserError(
+                f"--scale counts but {broken[0]:g} is no integer: give --scale log or linear, or the raw counts"
+            )
+        if scale == "log" and values.max() > LOG_BOUND:
+            raise UserError(f"--scale log but a value is {values.max():g}, beyond any logarithm: give --scale linear")
 
 
 def recover_counts(X_log: np.ndarray | sparse.spmatrix) -> sparse.csr_matrix:

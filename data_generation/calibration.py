@@ -9,6 +9,7 @@ quantiles of the network, so a cell can be drawn alone; quantiles are interpolat
 The atom at the floor (zero, or a scaled gene's lowest value) is kept apart: its probability is calibrated exactly.
 """
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import torch
@@ -84,11 +85,14 @@ class Ranking:
     """library size to which counts are normalised; 1 for other scales"""
 
     @classmethod
-    def of(cls, x: Tensor, scale: Scale, target_sum: float, calibrate_on: CalibrateOn) -> "Ranking":
-        """Decide it for training cells: UMI counts are ranked as they are, read counts and other scales normalised."""
+    def of(
+        cls, blocks: Iterable[Tensor], scale: Scale, target_sum: float, calibrate_on: CalibrateOn
+    ) -> "Ranking":  # fmt: skip
+        """Decide it for training cells, in blocks: UMI counts are ranked as they are, all else normalised."""
         counts = scale == "counts" and calibrate_on != "normalised"
         if counts and calibrate_on == "auto":
-            counts = float(x[x > 0].median()) <= READ_COUNTS
+            low, some = torch.tensor([[((x > 0) & (x <= READ_COUNTS)).sum(), (x > 0).sum()] for x in blocks]).sum(0)
+            counts = bool(2 * low >= some)
         return cls(scale, counts, target_sum)
 
     def normalise(self, x: Tensor) -> Tensor:
@@ -101,10 +105,17 @@ class Ranking:
         UMI counts are few and their ties many: adding U(0, 1) makes ranks unique and `from_rank` exact. Read counts are
         so large that their library size, not the lattice, matters.
         """
-        if not self.counts:
-            return self.normalise(x)
-        spread = torch.rand(x.shape, generator=rng, device=x.device)
-        return torch.where(x > 0, x + spread, 0.0).log1p()
+        return (
+            self._spread(x, torch.rand(x.shape, generator=rng, device=x.device)) if self.counts else self.normalise(x)
+        )
+
+    def highest(self, x: Tensor) -> Tensor:
+        """Return what no value of `to_rank` exceeds."""
+        return self._spread(x, torch.ones_like(x)) if self.counts else self.normalise(x)
+
+    @staticmethod
+    def _spread(x: Tensor, by: Tensor) -> Tensor:
+        return torch.where(x > 0, x + by, 0.0).log1p()
 
     def from_rank(self, v: Tensor, size: Tensor) -> Tensor:
         """Undo `to_rank` for cells of log library size `size`; what is above zero stays above."""

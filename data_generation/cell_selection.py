@@ -6,7 +6,9 @@ highest attention, a quota from every type, become the seeds of stage 2.
 """
 
 import heapq
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -20,12 +22,17 @@ from torch_geometric.nn import GATConv
 
 from common.cli import Reporter
 from common.data import rare_types
+from common.disk import row_blocks
 from common.errors import UserError
 from common.run import Checkpoint, no_checkpoint
 from common.threads import torch_threads_kept
 from config import SelectionParams
 
-EXACT_UP_TO = 20_000  # cells; beyond this an approximate neighbour search saves hours and costs almost no recall
+EXACT_UP_TO = 20_000  # cells; beyond this principal components are those of so many, neighbours are approximate, and
+# the attention network learns from batches
+BATCH_CELLS = 1024  # cells of such a batch
+VALIDATION_CELLS = 512  # cells that it is judged by
+FAN_OUT = 8  # neighbours that each cell of a batch listens to at most
 
 
 @dataclass(frozen=True)
@@ -76,11 +83,19 @@ def graph_features(log_values: sp.csr_matrix, params: SelectionParams, *, seed: 
     """
     if params.graph_on == "genes":
         return log_values.toarray().astype(np.float32)
-    n_pcs = min(params.graph_pcs, min(log_values.shape) - 1)
-    varies = (log_values.max(axis=0) != log_values.min(axis=0)).nnz > 0
+    some, n_cells = log_values, log_values.shape[0]
+    if n_cells > EXACT_UP_TO:
+        some = log_values[np.sort(np.random.default_rng(seed).choice(n_cells, EXACT_UP_TO, replace=False))]
+    n_pcs = min(params.graph_pcs, min(some.shape) - 1)
+    varies = (some.max(axis=0) != some.min(axis=0)).nnz > 0
     if n_pcs < 1 or not varies:
         return log_values.toarray().astype(np.float32)
-    pcs = PCA(n_pcs, svd_solver="arpack", random_state=seed).fit_transform(log_values)
+    pca = PCA(n_pcs, svd_solver="arpack", random_state=seed)
+    if n_cells > EXACT_UP_TO:
+        pca.fit(some)
+        pcs = np.concatenate([pca.transform(block) for block in row_blocks(log_values)])
+    else:
+        pcs = pca.fit_transform(log_values)
     return (pcs / (pcs[:, 0].std() or 1.0)).astype(np.float32)
 
 
@@ -135,8 +150,60 @@ class AttentionNet(nn.Module):
 
     def forward(self, x: Tensor, edge_index: Tensor, scale: Tensor) -> tuple[Tensor, tuple[Tensor, Tensor]]:
         """Classify cells; `scale` (n_cells, 1) multiplies their hidden features."""
-        hidden = F.relu(self.hidden(x, edge_index) * scale)
-        return self.out(hidden, edge_index, return_attention_weights=True)
+        return self.out(self.hide(x, edge_index, scale), edge_index, return_attention_weights=True)
+
+    def hide(self, x: Tensor, edge_index: Tensor, scale: Tensor) -> Tensor:
+        """Return the hidden features, shape (n_cells, heads x hidden)."""
+        return F.relu(self.hidden(x, edge_index) * scale)
+
+
+class ListenerGraph:
+    """The graph by listener, from which the surroundings of some cells are cut out."""
+
+    def __init__(self, edge_index: np.ndarray, n_cells: int) -> None:
+        source, target = edge_index
+        order = np.lexsort((source, target))
+        self.sources = source[order]
+        self.degree = np.bincount(target, minlength=n_cells)
+        self.start = np.cumsum(self.degree) - self.degree
+
+    def _into(self, cells: np.ndarray, fan_out: int | None, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+        """Return sources and targets of the edges into some cells, at most `fan_out` a cell, drawn at random."""
+        degree = self.degree[cells]
+        first = np.cumsum(degree) - degree
+        edge = np.arange(degree.sum()) - np.repeat(first - self.start[cells], degree)
+        target = np.repeat(cells, degree)
+        if fan_out is not None and len(edge):
+            place = np.repeat(np.arange(len(cells)), degree)
+            shuffled = np.lexsort((rng.random(len(edge)), place))
+            kept = np.sort(shuffled[np.arange(len(edge)) - first[place] < fan_out])
+            edge, target = edge[kept], target[kept]
+        return self.sources[edge], target
+
+    def around(
+        self, cells: np.ndarray, *, hops: int, fan_out: int | None, rng: np.random.Generator
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Cut out what some cells listen to, directly or through `hops - 1` others.
+
+        Parameters
+        ----------
+        cells
+            Indices, each once.
+        fan_out
+            Cells that each listens to at most; None takes all.
+
+        Returns
+        -------
+        Indices of the cells of this part, the given ones first; and its edges of shape (2, n_edges), which number them.
+        """
+        nodes, listeners, edges = cells, cells, []
+        for _ in range(hops):
+            edges.append(np.stack(self._into(listeners, fan_out, rng)))
+            listeners = np.setdiff1d(edges[-1][0], nodes)
+            nodes = np.concatenate([nodes, listeners])
+        number = np.empty(len(self.degree), dtype=np.int64)
+        number[nodes] = np.arange(len(nodes))
+        return nodes, number[np.concatenate(edges, axis=1)]
 
 
 def split_validation(types: np.ndarray, fraction: float, rng: torch.Generator) -> np.ndarray:
@@ -185,10 +252,9 @@ def train_attention(
     Edges of shape (2, n_edges + n_cells), self loops included; their attention, of shape (n_edges + n_cells,), which
     sums to 1 over the edges into each cell; and the accuracy on cells held back (training cells if none are).
     """
-    rng = torch.Generator().manual_seed(seed)
-    held = torch.from_numpy(split_validation(types, params.gat_validation, rng)).to(device)
+    n_cells, n_types = len(types), int(types.max()) + 1
+    is_held = split_validation(types, params.gat_validation, torch.Generator().manual_seed(seed))
     x, y = torch.from_numpy(features).to(device), torch.from_numpy(types.astype(np.int64)).to(device)
-    edges = torch.from_numpy(edge_index).to(device)
     priority = torch.where(torch.from_numpy(is_rare).to(device), 1.0 + params.priority_weight, 1.0)
     weight = torch.ones_like(priority)
     if params.gat_balanced:
@@ -199,7 +265,6 @@ def train_attention(
     else:
         scale = priority[:, None]
 
-    n_types = int(types.max()) + 1
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)  # PyG initialises from the global generator
         net = AttentionNet(x.shape[1], n_types, params)
@@ -217,14 +282,32 @@ def train_attention(
             "best": best, "best_epoch": best_epoch, "best_weights": best_weights,
         }  # fmt: skip
 
-    has_validation = bool(held.any())
+    graph = ListenerGraph(edge_index, n_cells)
+
+    def part_around(cells: np.ndarray, *, hops: int, fan_out: int | None, part_seed: int) -> tuple[Tensor, Tensor]:
+        nodes, edges = graph.around(cells, hops=hops, fan_out=fan_out, rng=np.random.default_rng((seed, part_seed)))
+        return torch.from_numpy(nodes).to(device), torch.from_numpy(edges).to(device)
+
+    in_batches = n_cells > EXACT_UP_TO
+    learnt, judged = np.flatnonzero(~is_held), np.flatnonzero(is_held)
+    if in_batches:
+        judged = np.random.default_rng(seed).permutation(judged)[:VALIDATION_CELLS]
+    else:
+        cells, part = np.arange(n_cells), part_around(np.arange(n_cells), hops=1, fan_out=None, part_seed=0)
+    has_validation = len(judged) > 0
     while epoch < params.gat_epochs and not (has_validation and epoch - best_epoch >= params.gat_patience):
-        logits, _ = net(x, edges, scale)
-        losses = weight * F.cross_entropy(logits, y, reduction="none")
-        loss = losses[~held].sum() / weight[~held].sum()
+        if in_batches:  # drawn by the number of the epoch alone, so that a resumed run draws the same
+            batch = np.random.default_rng((seed, epoch)).choice(learnt, min(BATCH_CELLS, len(learnt)), replace=False)
+            cells = np.concatenate([batch, judged])
+            part = part_around(cells, hops=2, fan_out=FAN_OUT, part_seed=epoch)
+        nodes, edges = part
+        held, mine = torch.from_numpy(is_held[cells]).to(device), nodes[: len(cells)]
+        logits, _ = net(x[nodes], edges, scale[nodes])
+        losses = weight[mine] * F.cross_entropy(logits[: len(cells)], y[mine], reduction="none")
+        loss = losses[~held].sum() / weight[mine][~held].sum()
         if has_validation:
             # before the step, so that the weights that are kept are those that were judged
-            validation = float(losses[held].sum().detach() / weight[held].sum())
+            validation = float(losses[held].sum().detach() / weight[mine][held].sum())
             if validation < best:
                 best, best_epoch = validation, epoch
                 best_weights = {k: v.detach().clone() for k, v in net.state_dict().items()}
@@ -238,39 +321,46 @@ def train_attention(
     if has_validation:
         net.load_state_dict(best_weights)
     report("attention", params.gat_epochs, params.gat_epochs)
+
+    # what every cell attends to, layer by layer and block by block
+    blocks = np.array_split(np.arange(n_cells), n_cells // EXACT_UP_TO + 1)
+    looped_edges, paid, predicted = [], [], []
     with torch.no_grad():
-        logits, (looped_edges, alpha) = net(x, edges, scale)
-    right = (logits.argmax(1) == y)[held if has_validation else slice(None)]
-    return looped_edges.cpu().numpy(), alpha.squeeze(1).cpu().numpy(), float(right.float().mean())
+        parts = [(part_around(block, hops=1, fan_out=None, part_seed=0), len(block)) for block in blocks]
+        hidden = torch.cat([net.hide(x[nodes], edges, scale[nodes])[:n] for (nodes, edges), n in parts])
+        for (nodes, edges), n in parts:
+            logits, (looped, alpha) = net.out(hidden[nodes], edges, return_attention_weights=True)
+            of_block = looped[1] < n
+            looped_edges.append(nodes[looped[:, of_block]].cpu().numpy())
+            paid.append(alpha[of_block].squeeze(1).cpu().numpy())
+            predicted.append(logits[:n].argmax(1).cpu().numpy())
+    right = (np.concatenate(predicted) == types)[is_held if is_held.any() else slice(None)]
+    return np.concatenate(looped_edges, axis=1), np.concatenate(paid), float(right.mean())
 
 
 def average_attention(
-    features: np.ndarray,
-    edge_index: np.ndarray,
-    types: np.ndarray,
-    is_rare: np.ndarray,
-    params: SelectionParams,
-    *,
-    seed: int,
-    device: torch.device,
-    report: Reporter,
-    state: dict[str, Any] | None = None,
-    checkpoint: Checkpoint = no_checkpoint,
-) -> tuple[np.ndarray, np.ndarray, float]:
-    """Train `params.gat_networks` attention networks and average what they attend to and their accuracy.
+    train: Callable[..., tuple[np.ndarray, np.ndarray, float]], n_networks: int, *, seed: int,
+    state: dict[str, Any] | None = None, checkpoint: Checkpoint = no_checkpoint,
+) -> tuple[np.ndarray, np.ndarray, float]:  # fmt: skip
+    """Train several attention networks and average what they attend to and their accuracy.
 
-    What one network attends to depends on its first weights as much as on the cells. Parameters and returns as of
-    `train_attention`.
+    What one network attends to depends on its first weights as much as on the cells.
+
+    Parameters
+    ----------
+    train
+        `train_attention`, given all but seed, state and checkpoint.
+    state, checkpoint
+        As of `train_attention`, and so are the returns.
     """
     done: dict[str, Any] = {"networks": 0, "alpha": 0.0, "accuracy": 0.0, "state": None} if state is None else state
-    for i in range(done["networks"], params.gat_networks):
-        looped_edges, alpha, accuracy = train_attention(
-            features, edge_index, types, is_rare, params, seed=network_seed(seed, i), device=device, report=report,
-            state=done["state"], checkpoint=_nested(checkpoint, done),
-        )  # fmt: skip
+    for i in range(done["networks"], n_networks):
+        looped_edges, alpha, accuracy = train(
+            seed=network_seed(seed, i), state=done["state"], checkpoint=_nested(checkpoint, done)
+        )
         total = done["alpha"] + torch.from_numpy(alpha)
         done = {"networks": i + 1, "alpha": total, "accuracy": done["accuracy"] + accuracy, "state": None}
-    return looped_edges, (done["alpha"] / params.gat_networks).numpy(), done["accuracy"] / params.gat_networks
+    return looped_edges, (done["alpha"] / n_networks).numpy(), done["accuracy"] / n_networks
 
 
 def network_seed(seed: int, i: int) -> int:
@@ -468,10 +558,10 @@ def select(
     is_rare = rare_types(types, params.rare_threshold)
     features = graph_features(log_values, params, seed=seed)
     edges = knn_graph(features, params.neighbors, symmetric=params.graph_symmetric, seed=seed)
+    train = partial(train_attention, features, edges, types, is_rare, params, device=device, report=report)
     edges, alpha, accuracy = average_attention(
-        features, edges, types, is_rare, params,
-        seed=seed, device=device, report=report, state=state, checkpoint=checkpoint,
-    )  # fmt: skip
+        train, params.gat_networks, seed=seed, state=state, checkpoint=checkpoint
+    )
     attention = cell_attention(edges, alpha, n_cells)
     scores = seed_scores(attention, edges, features, types, params, seed=seed)
     is_seed = choose_seeds(scores, types, is_rare, params)

@@ -9,8 +9,9 @@ The work is done by `fit()` and `sample()` of `model.py`, which importers find h
 
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
+from itertools import chain
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
@@ -21,7 +22,7 @@ from anndata import AnnData
 from rich.markup import escape
 from rich.table import Table
 
-from common.cli import console, progress_bar, run_script
+from common.cli import Reporter, console, progress_bar, run_script
 from common.data import CellSource
 from common.device import choose_device
 from common.errors import UserError
@@ -50,7 +51,7 @@ from common.run import (
 )
 from config import GarageParams, PaperParams
 from data_generation import paper_gan
-from data_generation.model import Garage, check_proportions, fit, load, sample
+from data_generation.model import Garage, check_proportions, fit, load, sample, sample_blocks
 
 __all__ = ["fit", "load", "main", "sample"]
 
@@ -68,6 +69,8 @@ class Args(GeneratorArgs[P]):
     """composition to draw: real, uniform, or a csv file with columns cell_type and proportion"""
     fractions: bool = False
     """also draw the paper's six sizes, 0.25 to 1.5 times the training cells, as cells_<fraction>n"""
+    csv: bool = True
+    """write cells.csv beside cells.h5ad: text takes a while and much room for many cells"""
     resume: bool = False
     """go on with the folder's interrupted run"""
 
@@ -106,39 +109,45 @@ def _composition(args: Args, types: list[str]) -> dict[str, float] | None:
 def _identity(cells: AnnData, args: Args, params: GarageParams | PaperParams) -> dict[str, Any]:
     X = cells.X.tocsr()
     names = "\n".join([*cells.obs_names, *cells.var_names, *cells.obs["cell_type"].astype(str)])
-    data = digest(X.indptr.tobytes(), X.indices.tobytes(), X.data.tobytes(), names.encode())
+    data = digest(X.indptr.data, X.indices.data, X.data.data, names.encode())
     return {
         "data": data, "scale": cells.uns["scale"], "seed": args.seed, "preset": args.preset, "parameters": repr(params),
     }  # fmt: skip
 
 
-def _summary(model: Garage, drawn: AnnData) -> Table:
+def _summary(model: Garage, drawn: pd.DataFrame) -> Table:
     table = Table("type", "real cells", "synthetic cells", "seeds", box=None)
-    synthetic = drawn.obs["cell_type"].value_counts()
+    synthetic = drawn["cell_type"].value_counts()
     seeds = {} if model.seeds is None else model.seeds.groupby("cell_type")["is_seed"].sum()
     for name, n in zip(model.types, model.type_counts, strict=True):
         table.add_row(escape(name), str(n), str(synthetic.get(name, 0)), str(seeds[name]) if len(seeds) else "")
     return table
 
 
-def _draw(args: Args, model: Garage, folder: Path) -> AnnData:
-    """Draw what was asked for and write it."""
+def _draw(args: Args, model: Garage, folder: Path) -> pd.DataFrame:
+    """Draw what was asked for, write it as it comes, and return obs."""
     proportions = _composition(args, model.types)
     n_cells = sum(model.type_counts) if args.n_cells is None else args.n_cells
 
-    def draw(n: int) -> AnnData:
-        return sample(model, n, proportions=proportions, seed=args.seed)
+    def draw(n: int, report: Reporter) -> Iterator[AnnData]:
+        done = 0
+        for block in sample_blocks(model, n, proportions=proportions, seed=args.seed):
+            yield block
+            done += block.n_obs
+            report("sampling", done, n)
 
-    drawn = draw(n_cells)
-    sizes = [f"cells_{fraction:g}n" for fraction in FRACTIONS]
-    forget_result(folder)
-    for old in (f"{size}.{kind}" for size in sizes for kind in ("h5ad", "csv")):
-        (folder / old).unlink(missing_ok=True)
-    write_cells(folder, drawn)
+    with progress_bar() as report:
+        blocks = draw(n_cells, report)
+        first = next(blocks)  # what cannot be drawn is found out before anything is removed
+        sizes = [f"cells_{fraction:g}n" for fraction in FRACTIONS]
+        forget_result(folder)
+        for old in (f"{name}.{kind}" for name in ("cells", *sizes) for kind in ("h5ad", "csv")):
+            (folder / old).unlink(missing_ok=True)
+        drawn = write_cells(folder, chain([first], blocks), text=args.csv)
     for fraction, size in zip(FRACTIONS, sizes, strict=True) if args.fractions else ():
-        cells = draw(max(1, int(fraction * sum(model.type_counts))))
+        cells = sample(model, max(1, int(fraction * sum(model.type_counts))), proportions=proportions, seed=args.seed)
         cells.obs["fraction"] = fraction
-        write_cells(folder, cells, size)
+        write_cells(folder, [cells], size, text=args.csv)
     return drawn
 
 

@@ -5,6 +5,7 @@
 """
 
 import hashlib
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from anndata import AnnData
 from common.checks import make_learnable, nearest
 from common.cli import Reporter, silent
 from common.device import Device, choose_device
+from common.disk import is_on_disk, map_rows, row_sums, take
 from common.errors import UserError
 from common.run import ResumableRun, Stopwatch, read_tensors
 from common.scale import Scale, to_log
@@ -88,8 +90,8 @@ def load(path: Path, *, device: Device = "auto") -> Garage:
 
 def _canonical_order(X: sp.csr_matrix, types: np.ndarray) -> np.ndarray:
     """Order cells by their content, so that nothing depends on the order of the file."""
-    X = X.tocsr()
-    X.sort_indices()
+    if not is_on_disk(X):
+        X.sort_indices()
     rows = [
         hashlib.blake2b(X.indices[a:b].astype(np.int64).tobytes() + X.data[a:b].tobytes(), digest_size=16).hexdigest()
         for a, b in zip(X.indptr[:-1], X.indptr[1:], strict=True)
@@ -118,8 +120,11 @@ def fit(
     Raises
     ------
     UserError
-        If there are no types, or fewer than two cells.
+        If there are no types, or fewer than two cells; or with preset `paper`, which learns from all cells at once, if
+        they are on disk.
     """
+    if isinstance(params, PaperParams) and is_on_disk(cells.X):
+        raise UserError("preset paper learns from all cells at once: leave out --on-disk, or use preset garage")
     on, clock = choose_device(device), clock or Stopwatch()
     cells, notes = make_learnable(cells)
     scale: Scale = cells.uns["scale"]
@@ -127,12 +132,14 @@ def fit(
         notes.append(f"{cells.n_obs} cells are fewer than {params.neighbors} neighbours: the graph joins them all")
     type_names, types = np.unique(cells.obs["cell_type"].astype(str), return_inverse=True)
     order = _canonical_order(cells.X, types)
-    X, types = cells.X[order], types[order]
+    X, types = take(cells.X, order), types[order]
     preset = next(name for name, kind in PRESETS.items() if isinstance(params, kind))
 
     with clock.stage("selection"):
-        library_size = np.median(np.asarray(X.sum(1))) if scale == "counts" else 1.0
-        selection = _select(to_log(X, scale, float(library_size)), types, params, seed, on, report, run)
+        library_size = float(np.median(row_sums(X))) if scale == "counts" else 1.0
+        log_values = map_rows(lambda block: to_log(block, scale, library_size), X)
+        selection = _select(log_values, types, params, seed, on, report, run)
+        del log_values
     with clock.stage("training"):
         training_cells = TrainingCells.on(on, X, types, scale)
         gan, losses = _train(training_cells, selection, len(type_names), params, seed, on, report, run)
@@ -179,7 +186,8 @@ def _train(
     if isinstance(params, PaperParams):
         best_first = np.argsort(-selection.attention, kind="stable")
         ranked = torch.from_numpy(best_first[selection.is_seed[best_first]]).to(on)
-        values = log_normalise(cells.x, cells.target_sum) if cells.scale == "counts" else cells.x
+        x = cells.rows(torch.arange(cells.n_cells, device=on))
+        values = log_normalise(x, cells.target_sum) if cells.scale == "counts" else x
         training = paper_gan.Training(values, values[ranked], params, torch.Generator(on).manual_seed(seed))
     else:
         training = seeded_gan.Training(cells, selection, n_types, params, seed=seed)
@@ -235,6 +243,43 @@ def check_proportions(proportions: dict[str, float], types: list[str]) -> None:
         raise UserError("all proportions are zero: give at least one type a positive number")
 
 
+def sample_blocks(
+    model: Garage, n_cells: int, *, cell_type: str | None = None, proportions: dict[str, float] | None = None, seed: int
+) -> Iterator[AnnData]:
+    """Draw synthetic cells block by block, so that any number of them fits into memory.
+
+    Parameters, blocks and errors as of `sample`, which returns the same cells together.
+    """
+    if n_cells < 1:
+        raise UserError(f"{n_cells} cells cannot be drawn: give at least 1")
+    weights = np.array(model.type_counts, dtype=float)
+    if cell_type is not None:
+        if proportions is not None:
+            raise UserError("a cell type and proportions are two compositions: give one of them")
+        proportions = {cell_type: 1.0}
+    if proportions is not None:
+        check_proportions(proportions, model.types)
+        weights = np.array([proportions.get(name, 0.0) for name in model.types])
+    rng = torch.Generator(model.device).manual_seed(seed)
+    if proportions is None and isinstance(model.gan, PublishedGan):
+        portions = iter([model.gan.draw_freely(n_cells, rng)])
+    else:
+        portions = model.gan.draw(compose(weights, n_cells), rng)
+    var = pd.DataFrame(index=model.genes)
+    uns = {"scale": model.scale, "dataset": model.dataset, "method": model.preset}
+    start = 0
+    for X, types, from_seed in portions:
+        obs = pd.DataFrame(
+            {
+                "cell_type": pd.Categorical.from_codes(types, model.types),
+                "origin": pd.Categorical.from_codes(from_seed.astype(int), ["noise", "seed"]),
+            },
+            index=[f"synthetic_{start + i}" for i in range(len(types))],
+        )  # fmt: skip
+        yield AnnData(X.expm1() if model.scale == "linear" else X, obs=obs, var=var, uns=uns)
+        start += len(types)
+
+
 def sample(
     model: Garage, n_cells: int, *, cell_type: str | None = None, proportions: dict[str, float] | None = None, seed: int
 ) -> AnnData:
@@ -261,29 +306,6 @@ def sample(
     UserError
         If a type is unknown or a proportion is not a positive number.
     """
-    if n_cells < 1:
-        raise UserError(f"{n_cells} cells cannot be drawn: give at least 1")
-    weights = np.array(model.type_counts, dtype=float)
-    if cell_type is not None:
-        if proportions is not None:
-            raise UserError("a cell type and proportions are two compositions: give one of them")
-        proportions = {cell_type: 1.0}
-    if proportions is not None:
-        check_proportions(proportions, model.types)
-        weights = np.array([proportions.get(name, 0.0) for name in model.types])
-    rng = torch.Generator(model.device).manual_seed(seed)
-    if proportions is None and isinstance(model.gan, PublishedGan):
-        X, types, from_seed = model.gan.draw_freely(n_cells, rng)
-    else:
-        X, types, from_seed = model.gan.draw(compose(weights, n_cells), rng)
-    if model.scale == "linear":
-        X = X.expm1()
-    obs = pd.DataFrame(
-        {
-            "cell_type": pd.Categorical.from_codes(types, model.types),
-            "origin": pd.Categorical.from_codes(from_seed.astype(int), ["noise", "seed"]),
-        },
-        index=[f"synthetic_{i}" for i in range(len(types))],
-    )  # fmt: skip
-    uns = {"scale": model.scale, "dataset": model.dataset, "method": model.preset}
-    return AnnData(sp.csr_matrix(X), obs=obs, var=pd.DataFrame(index=model.genes), uns=uns)
+    blocks = list(sample_blocks(model, n_cells, cell_type=cell_type, proportions=proportions, seed=seed))
+    X, obs = sp.vstack([block.X for block in blocks], format="csr"), pd.concat([block.obs for block in blocks])
+    return AnnData(X, obs=obs, var=blocks[0].var, uns=dict(blocks[0].uns))

@@ -7,6 +7,7 @@ both linear, are evaluated as one vector; matrix products take the faster of PyT
 `benchmarking/performance` holds the loop written out as published and measures the difference.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
@@ -26,6 +27,7 @@ from common.scale import Scale
 from config import PaperParams
 from data_generation.calibration import interpolate, quantile_levels, weighted_quantiles
 from data_generation.seeded_gan import TrainingCells
+from data_generation.synthesis import Portion
 
 SLOPE = 0.2  # LeakyReLU, as published
 LOG_EVERY = 10  # iterations between two rows of the loss table, reports and checkpoints
@@ -251,7 +253,7 @@ class PublishedGan:
     @classmethod
     def of(cls, training: Training, cells: TrainingCells, seeds: Tensor) -> "PublishedGan":
         """Add classifier and library sizes to a finished training; `seeds` in the order of their rank."""
-        X, y = training.batch[: len(cells.x)], cells.types
+        X, y = training.batch[: cells.n_cells], cells.types
         n_types, n_pcs = int(y.max()) + 1, min(LABEL_PCS, min(X.shape) - 1)
         pca = PCA(n_pcs, svd_solver="full").fit(X.cpu().numpy())
         weights, offset = np.zeros((n_pcs, n_types)), np.zeros(n_types)
@@ -281,13 +283,13 @@ class PublishedGan:
         return x, types, from_seed
 
     @torch.no_grad()
-    def draw_freely(self, n_cells: int, rng: torch.Generator) -> tuple[sp.csr_matrix, np.ndarray, np.ndarray]:
+    def draw_freely(self, n_cells: int, rng: torch.Generator) -> Portion:
         """Draw cells of whatever types come, as published: cells, their type codes, and a mask: true for seed rows."""
         x, types, from_seed = (part.cpu().numpy() for part in self._draw(n_cells, rng))
         return sp.csr_matrix(x), types, from_seed
 
-    def draw(self, quota: np.ndarray, rng: torch.Generator) -> tuple[sp.csr_matrix, np.ndarray, np.ndarray]:
-        """Draw cells, so many of each type; shapes as of `SeededGan.draw`.
+    def draw(self, quota: np.ndarray, rng: torch.Generator) -> Iterator[Portion]:
+        """Draw cells, so many of each type, in one portion; shapes as of `SeededGan.draw`.
 
         Raises
         ------
@@ -295,7 +297,7 @@ class PublishedGan:
             If a type does not turn up often enough.
         """
         wanted, n_cells = quota.copy(), max(1000, int(quota.sum()))
-        found: list[tuple[sp.csr_matrix, np.ndarray, np.ndarray]] = []
+        found: list[Portion] = []
         for _ in range(MOST_DRAWS):
             if not wanted.any():
                 break
@@ -314,7 +316,7 @@ class PublishedGan:
             *(np.concatenate([f[i] for f in found]) for i in (1, 2)),
         )
         order = np.argsort(types, kind="stable")
-        return X.tocsr()[order], types[order], from_seed[order]
+        yield X.tocsr()[order], types[order], from_seed[order]
 
     def state(self) -> dict[str, Any]:
         """Return everything as tensors, numbers, strings, lists and dicts."""

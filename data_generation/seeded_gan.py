@@ -14,6 +14,7 @@ Then `synthesis.py` takes over: it calibrates each type's marginals and draws ce
 """
 
 import math
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,6 +25,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from common.cli import Reporter
+from common.disk import is_on_disk, map_rows, row_sums
 from common.networks import mlp
 from common.run import Checkpoint, no_checkpoint
 from common.scale import Scale
@@ -40,15 +42,22 @@ SHAPE_PRIOR = 1.0  # values' worth of the common shape in each gene's, where the
 NEVER = -200.0  # logit of the detection of such a gene: a probability of exactly zero
 NARROWEST, WIDEST = 16, 128  # hidden layers whose width follows the number of cells
 BETAS = (0.5, 0.99)  # of Adam against a critic: little momentum, as the target moves
+DENSE_VALUES = 2**27  # of training cells that are kept dense on the device, 512 MB
+BLOCK_VALUES = 2**24  # of cells that are looked at together when all are, 64 MB
 LOG_EVERY = 10  # steps between two rows of the loss table
 
 
 @dataclass(frozen=True)
 class TrainingCells:
-    """Training cells on the device. Shapes: x (n_cells, n_genes), types (n_cells,), size (n_cells, 1)."""
+    """Training cells: on the device if there is room, otherwise where they came from, and then moved row by row.
 
-    x: Tensor
+    Shapes: X (n_cells, n_genes), types (n_cells,), size (n_cells, 1).
+    """
+
+    X: sp.csr_matrix
     """counts, log-normalised or scaled values"""
+    dense: Tensor | None
+    """the same on the device"""
     types: Tensor
     size: Tensor
     """log library size of counts, otherwise 0"""
@@ -59,45 +68,87 @@ class TrainingCells:
     @classmethod
     def on(cls, device: torch.device, X: sp.csr_matrix, types: np.ndarray, scale: Scale) -> "TrainingCells":
         """Move cells of shape (n_cells, n_genes) to a device; linear values are logged on the way."""
-        x = torch.from_numpy(np.asarray(X.toarray(), dtype=np.float32)).to(device)
+        X = map_rows(lambda block: block.astype(np.float32), X)
         if scale == "linear":
-            x = x.log1p()
-        total = x.sum(1, keepdim=True)
+            X = map_rows(lambda block: block.log1p(), X)
+        fits = X.shape[0] * X.shape[1] <= DENSE_VALUES and not is_on_disk(X)
+        dense = torch.from_numpy(X.toarray()).to(device) if fits else None
+        total = torch.from_numpy(row_sums(X).astype(np.float32)).to(device)[:, None]
         size = total.log() if scale == "counts" else torch.zeros_like(total)
         target = float(total.median()) if scale == "counts" else 1.0
-        return cls(x, torch.from_numpy(types.astype(np.int64)).to(device), size, target, scale)
+        return cls(X, dense, torch.from_numpy(types.astype(np.int64)).to(device), size, target, scale)
+
+    @property
+    def n_cells(self) -> int:
+        """Number of cells."""
+        return self.X.shape[0]
+
+    @property
+    def n_genes(self) -> int:
+        """Number of genes."""
+        return self.X.shape[1]
+
+    def rows(self, index: Tensor) -> Tensor:
+        """Return some cells on the device, shape (len(index), n_genes)."""
+        if self.dense is not None:
+            return self.dense[index]
+        return torch.from_numpy(self.X[index.cpu().numpy()].toarray()).to(index.device)
+
+    def blocks(self) -> Iterator[tuple[Tensor, Tensor]]:
+        """Yield the indices and values of all cells, as many at a time as fit."""
+        for index in torch.arange(self.n_cells, device=self.types.device).split(max(1, BLOCK_VALUES // self.n_genes)):
+            yield index, self.rows(index)
+
+    def total(self, measure: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
+        """Return the sum of `measure(index, x)` over blocks."""
+        parts = [measure(index, x) for index, x in self.blocks()]
+        return parts[0] if len(parts) == 1 else torch.stack(parts).sum(0)
 
 
-def _type_means(values: Tensor, types: Tensor, n_types: int) -> Tensor:
-    """Mean of each type, shrunk towards the population's: shape (n_types, n_genes)."""
-    member = F.one_hot(types, n_types).to(values.dtype).T  # (T, n)
-    return (member @ values + PROFILE_PRIOR * values.mean(0)) / (member.sum(1, keepdim=True) + PROFILE_PRIOR)
+def _type_means(cells: TrainingCells, of: Callable[[Tensor, Tensor], Tensor], n_types: int) -> Tensor:
+    """Mean of each type of `of(index, x)`, shrunk towards the population's: shape (n_types, n_genes)."""
+
+    def by_type(index: Tensor, x: Tensor) -> Tensor:
+        member = F.one_hot(cells.types[index], n_types).to(x.dtype).T  # (T, n)
+        return member @ of(index, x)
+
+    total, count = cells.total(by_type), torch.bincount(cells.types, minlength=n_types)[:, None]
+    return (total + PROFILE_PRIOR * total.sum(0) / cells.n_cells) / (count + PROFILE_PRIOR)
 
 
 def observation_model(cells: TrainingCells, n_types: int) -> NegativeBinomial | HurdleGamma | Gaussian:
     """Build the observation model of the cells' scale, started at the types' own mean profiles."""
+    types, size = cells.types, cells.size
     if cells.scale == "counts":
-        shares = _type_means(cells.x / cells.size.exp(), cells.types, n_types)
+        shares = _type_means(cells, lambda index, x: x / size[index].exp(), n_types)
         negative_binomial = NegativeBinomial((shares + MIN_SHARE).log())
-        mean = shares[cells.types] * cells.size.exp()
-        excess = ((cells.x - mean).square() - mean).sum(0).clamp_min(0)
-        dispersion = (mean.square().sum(0) + SHAPE_PRIOR) / (excess + SHAPE_PRIOR)
+
+        def moments(index: Tensor, x: Tensor) -> Tensor:
+            mean = shares[types[index]] * size[index].exp()
+            return torch.stack([mean.square().sum(0), ((x - mean).square() - mean).sum(0)])
+
+        square, excess = cells.total(moments)
+        dispersion = (square + SHAPE_PRIOR) / (excess.clamp_min(0) + SHAPE_PRIOR)
         negative_binomial.log_dispersion.data = dispersion.log()
         return negative_binomial
     if cells.scale == "scaled":
-        gaussian = Gaussian(_type_means(cells.x, cells.types, n_types))
-        variance = (cells.x - gaussian.mean[cells.types]).square().mean(0)
-        gaussian.log_sd.data = 0.5 * variance.clamp_min(MIN_VARIANCE).log()
+        gaussian = Gaussian(_type_means(cells, lambda index, x: x, n_types))
+        squares = cells.total(lambda index, x: (x - gaussian.mean[types[index]]).square().sum(0))
+        gaussian.log_sd.data = 0.5 * (squares / cells.n_cells).clamp_min(MIN_VARIANCE).log()
         return gaussian
-    frequency = _type_means((cells.x > 0).float(), cells.types, n_types)
+    frequency = _type_means(cells, lambda index, x: (x > 0).float(), n_types)
     detected = frequency.clamp(MIN_DETECTED, 1 - MIN_DETECTED)
-    level = _type_means(cells.x, cells.types, n_types) / detected
+    level = _type_means(cells, lambda index, x: x, n_types) / detected
     logit = torch.where(frequency > 0, detected.logit(), NEVER)
     hurdle = HurdleGamma(logit, level.clamp_min(MIN_DETECTED).log())
     # by the method of moments: a shape far off is learnt more slowly than the critic drives the values to infinity
-    some = cells.x > 0
-    scatter = (cells.x / hurdle.log_level[cells.types].exp() - 1).square() * some
-    shape = (some.sum(0) + SHAPE_PRIOR) / (scatter.sum(0) + SHAPE_PRIOR / F.softplus(hurdle.raw_shape.data))
+
+    def scatter_above_zero(index: Tensor, x: Tensor) -> Tensor:
+        some = x > 0
+        return torch.stack([some.sum(0), ((x / hurdle.log_level[types[index]].exp() - 1).square() * some).sum(0)])
+
+    some, scatter = cells.total(scatter_above_zero)
+    shape = (some + SHAPE_PRIOR) / (scatter + SHAPE_PRIOR / F.softplus(hurdle.raw_shape.data))
     hurdle.raw_shape.data = shape + torch.log(-torch.expm1(-shape))  # undoes softplus
     return hurdle
 
@@ -125,10 +176,10 @@ class Generator(nn.Module):
     @classmethod
     def for_cells(cls, cells: TrainingCells, n_types: int, params: GarageParams) -> "Generator":
         """Build the generator that suits the training cells."""
-        width = params.hidden_dim or min(max(round(math.sqrt(len(cells.x))), NARROWEST), WIDEST)
+        width = params.hidden_dim or min(max(round(math.sqrt(cells.n_cells)), NARROWEST), WIDEST)
         return cls(
             observation_model(cells, n_types), params.latent_dim, width,
-            ranking=Ranking.of(cells.x, cells.scale, cells.target_sum, params.calibrate_on),
+            ranking=Ranking.of((x for _, x in cells.blocks()), cells.scale, cells.target_sum, params.calibrate_on),
             size_mean=float(cells.size.mean()),
             size_sd=float(cells.size.std(correction=0)) or 1.0,
         )  # fmt: skip
@@ -178,19 +229,20 @@ class SeedRows:
     def __init__(self, selection: Selection, device: torch.device) -> None:
         self.seeds = torch.from_numpy(np.flatnonzero(selection.is_seed)).to(device)
         hood = selection.neighborhood.tocsr()
-        width = int(np.diff(hood.indptr).max()) if len(self.seeds) else 1
-        neighbors = np.zeros((len(self.seeds), width), dtype=np.int64)
-        chances = np.zeros((len(self.seeds), width), dtype=np.float32)
-        for row, (start, end) in enumerate(zip(hood.indptr[:-1], hood.indptr[1:], strict=True)):
-            neighbors[row, : end - start] = hood.indices[start:end]
-            chances[row, : end - start] = hood.data[start:end]
-        self.neighbors, self.chances = torch.from_numpy(neighbors).to(device), torch.from_numpy(chances).to(device)
+        self.neighbors = torch.from_numpy(hood.indices.astype(np.int64)).to(device)
+        self.chances = torch.from_numpy(hood.data.astype(np.float32)).to(device)
+        self.of_seed = torch.from_numpy(np.repeat(np.arange(len(self.seeds)), np.diff(hood.indptr))).to(device)
+        # each seed's chances sum to 1, so those of the i-th end between i and i + 1: one search finds the neighbour
+        self.ends = torch.from_numpy(np.cumsum(hood.data)).to(device)
+        self.bounds = torch.from_numpy(hood.indptr.astype(np.int64)).to(device)
 
     def draw(self, n_rows: int, rng: torch.Generator) -> tuple[Tensor, Tensor]:
         """Return cell indices of shape (n_rows,): the seeds, and the neighbours they are to produce."""
-        row = torch.randint(len(self.seeds), (n_rows,), generator=rng, device=self.seeds.device)
-        column = torch.multinomial(self.chances[row], 1, generator=rng)
-        return self.seeds[row], self.neighbors[row].gather(1, column).squeeze(1)
+        device = self.seeds.device
+        row = torch.randint(len(self.seeds), (n_rows,), generator=rng, device=device)
+        chance = torch.rand(n_rows, generator=rng, device=device, dtype=torch.float64)
+        found = torch.searchsorted(self.ends, row + chance, right=True)
+        return self.seeds[row], self.neighbors[found.clamp(self.bounds[row], self.bounds[row + 1] - 1)]
 
     def pool(self, mean: Tensor, log_variance: Tensor) -> tuple[Tensor, Tensor]:
         """Match a normal distribution to the posteriors in each seed's neighbourhood, weighted by attention.
@@ -205,11 +257,11 @@ class SeedRows:
         Mean and log variance for every seed, shape (n_seeds, L). The seed itself is not among its neighbours, so what
         is left of it is only where it stands in the graph.
         """
-        share = (self.chances / self.chances.sum(1, keepdim=True))[..., None]
+        nothing, share = mean.new_zeros(len(self.seeds), mean.shape[1]), self.chances[:, None]
         means = mean[self.neighbors]
-        center = (share * means).sum(1)
-        scatter = (share * (log_variance[self.neighbors].exp() + (means - center[:, None]).square())).sum(1)
-        return center, scatter.log()
+        center = nothing.index_add(0, self.of_seed, share * means)
+        square = log_variance[self.neighbors].exp() + (means - center[self.of_seed]).square()
+        return center, nothing.index_add(0, self.of_seed, share * square).log()
 
 
 class Training:
@@ -219,13 +271,13 @@ class Training:
         self, cells: TrainingCells, selection: Selection, n_types: int, params: GarageParams, *, seed: int
     ) -> None:
         self.cells, self.params, self.n_types = cells, params, n_types
-        device = cells.x.device
+        device = cells.types.device
         self.seed_rows = SeedRows(selection, device)
         self.rng = torch.Generator(device).manual_seed(seed)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             self.generator = Generator.for_cells(cells, n_types, params).to(device)
-            self.critic = Critic(cells.x.shape[1], n_types, params).to(device)
+            self.critic = Critic(cells.n_genes, n_types, params).to(device)
         own, others = self.generator.parameters, self.critic.parameters
         self.anchor_optimizer = torch.optim.AdamW(own(), params.anchor_lr, fused=True)
         self.generator_optimizer = torch.optim.Adam(own(), params.generator_lr, betas=BETAS, fused=True)
@@ -235,36 +287,41 @@ class Training:
         self.losses: list[dict[str, float]] = []
 
         # a hybrid batch: the share `leakage` of its rows starts from seeds
-        self.n_rows = min(params.batch_size, len(cells.x))
+        self.n_rows = min(params.batch_size, cells.n_cells)
         self.n_seed_rows = round(params.leakage * self.n_rows) if len(self.seed_rows.seeds) else 0
-        self.steps_per_epoch = math.ceil(len(cells.x) / max(1, self.n_rows - self.n_seed_rows))
-        self.warmup_steps = params.warmup_epochs * self.steps_per_epoch
-        self.anchor_steps = params.anchor_epochs * self.steps_per_epoch
+        self.steps_per_epoch = math.ceil(cells.n_cells / max(1, self.n_rows - self.n_seed_rows))
+        self.anchor_steps = min(params.anchor_epochs * self.steps_per_epoch, params.anchor_steps)
+        self.warmup_steps = min(params.warmup_epochs * self.steps_per_epoch, params.anchor_steps // 10)
         self.total_steps = self.anchor_steps + params.critic_steps
 
     def _batch(self) -> tuple[Tensor, Tensor]:
         """Return indices of shape (n_rows,): the cells to encode, and the cells to produce."""
         n_own = self.n_rows - self.n_seed_rows
-        own = torch.randint(len(self.cells.x), (n_own,), generator=self.rng, device=self.cells.x.device)
+        own = torch.randint(self.cells.n_cells, (n_own,), generator=self.rng, device=self.cells.types.device)
         if not self.n_seed_rows:
             return own, own
         seeds, neighbors = self.seed_rows.draw(self.n_seed_rows, self.rng)
         return torch.cat([own, seeds]), torch.cat([own, neighbors])
 
-    def _negative_elbo(self, start: Tensor, goal: Tensor, kl_weight: float) -> tuple[Tensor, Tensor, Tensor]:
-        """Return the reconstruction and KL terms (means over rows) and z, for rows that start from and aim at cells."""
-        x, types, size = self.cells.x, self.cells.types, self.cells.size
-        mean, log_variance = self.generator.encode(x[start], types[start], size[start])
+    def _negative_elbo(
+        self, start: Tensor, goal: Tensor, x: Tensor, kl_weight: float
+    ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+        """Return the reconstruction and KL terms (means over rows) and z; rows start from cells, and aim at x."""
+        types, size = self.cells.types, self.cells.size
+        n_own = len(start) - self.n_seed_rows
+        x_start = torch.cat([x[:n_own], self.cells.rows(start[n_own:])])
+        mean, log_variance = self.generator.encode(x_start, types[start], size[start])
         z = reparameterise(mean, log_variance, self.rng)
         decoded = self.generator.decode(z, types[goal], size[goal])
-        nll = -self.generator.observation.log_likelihood(x[goal], decoded, types[goal], size[goal]).mean()
+        nll = -self.generator.observation.log_likelihood(x, decoded, types[goal], size[goal]).mean()
         kl = 0.5 * (mean.square() + log_variance.exp() - 1 - log_variance).sum(1).mean()
         return nll, kl_weight * kl, z
 
     def anchor_step(self) -> dict[str, Tensor]:
         """Take one step up the evidence lower bound."""
         kl_weight = min(1.0, (self.step + 1) / (self.warmup_steps + 1))
-        nll, kl, _ = self._negative_elbo(*self._batch(), kl_weight)
+        start, goal = self._batch()
+        nll, kl, _ = self._negative_elbo(start, goal, self.cells.rows(goal), kl_weight)
         self.anchor_optimizer.zero_grad()
         (nll + kl).backward()
         self.anchor_optimizer.step()
@@ -275,8 +332,9 @@ class Training:
         params, cells = self.params, self.cells
         start, goal = self._batch()
         types, size = cells.types[goal], cells.size[goal]
-        real = self.generator.ranking.normalise(cells.x[goal])
-        nll, kl, z = self._negative_elbo(start, goal, 1.0)
+        x = cells.rows(goal)
+        real = self.generator.ranking.normalise(x)
+        nll, kl, z = self._negative_elbo(start, goal, x, 1.0)
         # seed rows keep the posterior of their seed, the others become noise rows
         n_noise = self.n_rows - self.n_seed_rows
         noise = torch.randn((n_noise, z.shape[1]), generator=self.rng, device=z.device)
@@ -343,7 +401,7 @@ class Training:
     def load(self, state: dict[str, Any]) -> None:
         """Go on from a state."""
         self.step, self.losses = state["step"], state["losses"]
-        self.average = {k: v.to(self.cells.x.device) for k, v in state["average"].items()}
+        self.average = {k: v.to(self.cells.types.device) for k, v in state["average"].items()}
         self.rng.set_state(state["rng"].cpu())
         for name in self._stateful:
             getattr(self, name).load_state_dict(state[name])

@@ -1,5 +1,6 @@
 """After training: what drawing cells needs, each type's calibration, and the draw itself."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,6 +16,10 @@ from data_generation.observation import Gaussian, HurdleGamma, NegativeBinomial
 from data_generation.seeded_gan import Generator, Training, reparameterise
 
 ROWS_AT_ONCE = 1000  # cells generated at a time, which bounds memory
+RANKED_VALUES = 2**25  # of a type's cells that its marginals are learnt from: all, unless they are more, 128 MB
+LEAST_RANKED = 1000  # cells of a type, however many genes
+
+Portion = tuple[sp.csr_matrix, np.ndarray, np.ndarray]
 
 
 @dataclass(frozen=True)
@@ -72,9 +77,14 @@ class SeededGan:
         """Sum up a finished training type by type, and calibrate."""
         cells, params, generator, rng = training.cells, training.params, training.generator, training.rng
         prior, seeds = params.calibration_prior, training.seed_rows.seeds
-        mean, log_variance = generator.encode(cells.x, cells.types, cells.size)
+        ranking, posteriors, extremes = generator.ranking, [], []
+        for index, x in cells.blocks():
+            posteriors.append(torch.cat(generator.encode(x, cells.types[index], cells.size[index]), dim=1))
+            extremes.append(torch.stack([*x.aminmax(dim=0), ranking.highest(x).amax(0)]))
+        mean, log_variance = torch.cat(posteriors).chunk(2, dim=1)
         seed_mean, seed_log_variance = training.seed_rows.pool(mean, log_variance)
-        lowest, highest = cells.x.aminmax(dim=0)
+        lowest, highest, ceiling = torch.stack(extremes).unbind(1)
+        lowest, highest, ceiling = lowest.amin(0), highest.amax(0), ceiling.amax(0)
         constant = torch.where(lowest == highest, lowest, torch.nan)
         model = cls(generator, params.leakage if len(seeds) else 0.0, constant, [])
         for t in range(training.n_types):
@@ -84,14 +94,15 @@ class SeededGan:
             sizes = size_quantiles(cells.size.squeeze(1), cells.types, t, prior)
             model.types.append(TypeModel(center, factor, sizes, seed_mean[of_type], seed_log_variance[of_type]))
         if params.calibrate:
-            ranking, floor = generator.ranking, lowest.clamp_max(0)
-            ranked = ranking.to_rank(cells.x, rng)
-            ceiling = ranked.max(0).values
             for t, uncalibrated in enumerate(model.types):
                 drawn = torch.cat([
                     ranking.to_rank(model._draw(t, n, rng)[0], rng) for n in _portions(params.calibration_cells)
                 ])  # fmt: skip
-                calibration = Calibration.fit(ranked[cells.types == t], drawn, floor, ceiling, prior=prior)
+                own = (cells.types == t).nonzero().squeeze(1)
+                if len(own) > (most := max(LEAST_RANKED, RANKED_VALUES // cells.n_genes)):
+                    own = own[torch.randperm(len(own), generator=rng, device=own.device)[:most].sort().values]
+                real = ranking.to_rank(cells.rows(own), rng)
+                calibration = Calibration.fit(real, drawn, lowest.clamp_max(0), ceiling, prior=prior)
                 model.types[t] = TypeModel(**{**vars(uncalibrated), "calibration": calibration})
         return model
 
@@ -113,7 +124,7 @@ class SeededGan:
         return x, size, from_seed
 
     @torch.no_grad()
-    def draw(self, quota: np.ndarray, rng: torch.Generator) -> tuple[sp.csr_matrix, np.ndarray, np.ndarray]:
+    def draw(self, quota: np.ndarray, rng: torch.Generator) -> Iterator[Portion]:
         """Draw cells, so many of each type.
 
         Parameters
@@ -121,12 +132,11 @@ class SeededGan:
         quota
             Cells of each type, shape (n_types,).
 
-        Returns
-        -------
-        Cells of shape (n_cells, n_genes) ordered by type, their type codes, and a mask: true for seed rows.
+        Yields
+        ------
+        Cells of shape (n_rows, n_genes), their type codes, and a mask, true for seed rows; ordered by type.
         """
         ranking = self.generator.ranking
-        drawn, masks = [sp.csr_matrix((0, self.generator.n_genes), dtype=np.float32)], [np.zeros(0, dtype=bool)]
         for t, n_cells in enumerate(quota):
             for n_rows in _portions(int(n_cells)):
                 x, size, from_seed = self._draw(t, n_rows, rng)
@@ -135,9 +145,7 @@ class SeededGan:
                     v = calibration.apply(ranking.to_rank(x, rng), rng)
                     x = ranking.from_rank(v, size)
                 x = torch.where(self.constant.isnan(), x, self.constant)
-                drawn.append(sp.csr_matrix(x.cpu().numpy()))
-                masks.append(from_seed.cpu().numpy())
-        return sp.vstack(drawn, format="csr"), np.repeat(np.arange(len(quota)), quota), np.concatenate(masks)
+                yield sp.csr_matrix(x.cpu().numpy()), np.full(n_rows, t), from_seed.cpu().numpy()
 
     def state(self) -> dict[str, Any]:
         """Return everything as tensors, numbers, strings, lists and dicts."""

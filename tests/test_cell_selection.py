@@ -9,16 +9,19 @@ import pytest
 import scipy.sparse as sp
 import torch
 from scipy.spatial.distance import cdist
-from scipy.stats import spearmanr
+from scipy.stats import chisquare, spearmanr
+from torch_geometric.utils import k_hop_subgraph
 
 from common.cli import silent
 from common.data import CellSource, load_cells, rare_types
 from common.errors import UserError
+from common.run import no_checkpoint
 from common.scale import to_log
 from config import SelectionParams
 from data_generation import cell_selection
 from data_generation.cell_selection import (
     AttentionNet,
+    ListenerGraph,
     Selection,
     average_attention,
     cell_attention,
@@ -63,6 +66,17 @@ def attend(params=PARAMS, *, seed=0, train=train_attention, **options):
     return train(
         features, edges, types, is_rare, params, seed=seed, device=CPU, report=silent, **options
     )  # fmt: skip
+
+
+def averaged(*cells, seed, state=None, checkpoint=no_checkpoint, **options):
+    """`average_attention`, called like `train_attention`."""
+    train = partial(train_attention, *cells, **options)
+    return average_attention(train, cells[-1].gat_networks, seed=seed, state=state, checkpoint=checkpoint)
+
+
+def by_edge(edges, alpha):
+    """Attention as a matrix, listeners in columns."""
+    return sp.csr_matrix((alpha, edges)).toarray()
 
 
 class Tape:
@@ -282,7 +296,7 @@ def test_early_stopping_keeps_the_best_epoch():
     tape = Tape()
     # so fast that it must overshoot
     params = replace(PARAMS, gat_epochs=300, gat_patience=15, gat_lr=0.05)
-    _, alpha, _ = attend(params, checkpoint=tape)
+    looped, alpha, _ = attend(params, checkpoint=tape)
     last = tape.state(0)
     assert last["epoch"] == len(tape.files) < 300
     assert last["epoch"] - last["best_epoch"] == 15 and last["best_epoch"] > 0
@@ -295,8 +309,9 @@ def test_early_stopping_keeps_the_best_epoch():
     edges = torch.from_numpy(knn_graph(features, params.neighbors, symmetric=True, seed=0))
     net = AttentionNet(features.shape[1], types.max() + 1, params)
     net.load_state_dict(best)
-    _, (_, expected) = net(torch.from_numpy(features), edges, torch.ones(len(types), 1))
-    np.testing.assert_array_equal(alpha, expected.detach().squeeze(1).numpy())
+    _, (its_edges, expected) = net(torch.from_numpy(features), edges, torch.ones(len(types), 1))
+    expected = by_edge(its_edges.numpy(), expected.detach().squeeze(1).numpy())
+    np.testing.assert_allclose(by_edge(looped, alpha), expected, rtol=1e-5)
 
 
 def test_best_epoch_is_the_one_of_lowest_validation_loss():
@@ -334,24 +349,24 @@ def test_attention_is_the_mean_over_networks():
     params = replace(PARAMS, gat_networks=3)
     nets = [partial(with_seed, network_seed(0, i)) for i in range(3)]
     (edges, first, accuracy), *others = (attend(train=net) for net in nets)
-    looped_edges, alpha, mean_accuracy = attend(params, train=average_attention)
+    looped_edges, alpha, mean_accuracy = attend(params, train=averaged)
     assert np.array_equal(edges, looped_edges)
     assert alpha == pytest.approx(np.mean([first, *(other[1] for other in others)], axis=0))
     assert mean_accuracy == pytest.approx(np.mean([accuracy, *(other[2] for other in others)]))
     assert not any(np.allclose(first, other[1]) for other in others)
-    alone = attend(train=average_attention)
+    alone = attend(train=averaged)
     assert np.array_equal(alone[1], first) and alone[2] == accuracy
-    _, other_run, _ = attend(params, seed=1, train=average_attention)
+    _, other_run, _ = attend(params, seed=1, train=averaged)
     agree = spearmanr(alpha, other_run).statistic, spearmanr(first, attend(seed=1)[1]).statistic
     assert agree[0] > agree[1]  # chance averages out
 
 
 def test_interrupted_average_ends_the_same():
     tape, params = Tape(), replace(PARAMS, gat_networks=2, gat_epochs=8)
-    whole = attend(params, checkpoint=tape, train=average_attention)
+    whole = attend(params, checkpoint=tape, train=averaged)
     assert len(tape.files) == 16
     for epoch in (3, 8, 9, 14):
-        resumed = attend(params, state=tape.state(epoch), train=average_attention)
+        resumed = attend(params, state=tape.state(epoch), train=averaged)
         assert all(np.array_equal(a, b) for a, b in zip(whole, resumed, strict=True))
 
 
@@ -611,3 +626,64 @@ def test_rare_only_needs_a_rare_type():
     assert np.flatnonzero(choose_seeds(np.arange(6), types, types == 1, params)).tolist() == [4, 5]
     with pytest.raises(UserError, match="no type is rare"):
         choose_seeds(np.arange(6), types, types > 1, params)
+
+
+def test_part_of_the_graph_is_that_of_pyg():
+    edges = knn_graph(np.random.default_rng(0).normal(size=(200, 3)).astype(np.float32), 6, symmetric=True, seed=0)
+    cells, rng = np.array([7, 150, 3]), np.random.default_rng(0)
+    nodes, local = ListenerGraph(edges, 200).around(cells, hops=2, fan_out=None, rng=rng)
+    expected, _, _, mask = k_hop_subgraph(torch.from_numpy(cells), 2, torch.from_numpy(edges))
+    assert nodes[:3].tolist() == cells.tolist() and sorted(nodes) == expected.tolist()
+    # PyG keeps every edge among these cells, here are those into cells that listen within two hops
+    found = set(zip(*nodes[local].tolist(), strict=True))
+    assert len(found) == local.shape[1]
+    assert found <= set(zip(*edges[:, mask.numpy()].tolist(), strict=True))
+    one_hop = set(edges[0][np.isin(edges[1], cells)]) | set(cells)
+    assert found == {(s, t) for s, t in edges.T.tolist() if t in one_hop}
+
+
+def test_fan_out_bounds_what_a_cell_listens_to():
+    edges = np.stack([np.arange(1, 101), np.zeros(100, dtype=np.int64)])
+    graph = ListenerGraph(edges, 101)
+    draws = [graph.around(np.array([0]), hops=2, fan_out=5, rng=np.random.default_rng(i)) for i in range(300)]
+    assert all(len(set(nodes)) == 6 and local.shape == (2, 5) for nodes, local in draws)
+    counts = np.bincount(np.concatenate([nodes[1:] for nodes, _ in draws]), minlength=101)[1:]
+    assert chisquare(counts).pvalue > 1e-3  # each neighbour equally often
+
+
+def test_many_cells_are_attended_to_block_by_block(monkeypatch):
+    arguments = (*two_layers(PARAMS), blobs()[1], np.zeros(len(blobs()[1]), bool), replace(PARAMS, gat_epochs=0))
+    train = partial(train_attention, *arguments, seed=0, device=CPU, report=silent)
+    whole_edges, whole, accuracy = train()
+    monkeypatch.setattr(cell_selection, "EXACT_UP_TO", 25)
+    looped, alpha, blockwise = train()
+    np.testing.assert_allclose(by_edge(looped, alpha), by_edge(whole_edges, whole), rtol=1e-4)
+    assert blockwise == accuracy
+
+
+def test_batches_learn_what_all_cells_together_do(monkeypatch):
+    _, types = blobs()
+    _, _, together = attend()
+    features, edges = two_layers(PARAMS)
+    monkeypatch.setattr(cell_selection, "EXACT_UP_TO", 25)
+    monkeypatch.setattr(cell_selection, "BATCH_CELLS", 16)
+    arguments = (features, edges, types, np.zeros(len(types), bool), PARAMS)
+    tape = Tape()
+    first = train_attention(*arguments, seed=0, device=CPU, report=silent, checkpoint=tape)
+    assert first[2] >= together - 0.05
+    resumed = train_attention(*arguments, seed=0, device=CPU, report=silent, state=tape.state(3))
+    assert all(np.array_equal(a, b) for a, b in zip(first, resumed, strict=True))
+
+
+def two_layers(params):
+    features = graph_features(blobs()[0], params, seed=0)
+    return features, knn_graph(features, params.neighbors, symmetric=params.graph_symmetric, seed=0)
+
+
+def test_components_of_many_cells_are_those_of_a_sample(monkeypatch):
+    X, _ = blobs()
+    exact = graph_features(X, PARAMS, seed=0)
+    monkeypatch.setattr(cell_selection, "EXACT_UP_TO", len(exact) - 5)
+    sampled = graph_features(X, PARAMS, seed=0)
+    assert sampled.shape == exact.shape and not np.array_equal(sampled, exact)
+    assert abs(np.corrcoef(sampled[:, 0], exact[:, 0])[0, 1]) > 0.99

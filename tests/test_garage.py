@@ -294,7 +294,7 @@ SELECTION = {
 CHANGED = {
     "garage": {
         **SELECTION, "latent_dim": 3, "hidden_dim": 9, "batch_size": 16, "anchor_epochs": 3, "warmup_epochs": 1,
-        "anchor_lr": 0.002, "critic_steps": 5, "critic_hidden": 8, "generator_lr": 0.001, "critic_lr": 0.1,
+        "anchor_steps": 5, "anchor_lr": 0.002, "critic_steps": 5, "critic_hidden": 8, "generator_lr": 0.001, "critic_lr": 0.1,
         "adversarial_weight": 500.0, "r1_weight": 100.0, "r1_every": 2, "ema_decay": 0.5, "calibrate": False,
         "calibrate_on": "normalised", "calibration_prior": 50.0, "calibration_cells": 40, "latent_spread": 2.0,
     },
@@ -308,11 +308,12 @@ KINDS = {"garage": GarageParams, "paper": PaperParams}
 SOURCE = {
     "dataset": "yan", "input": Path("x.h5ad"), "label_key": "kind", "expression_csv": Path("x.csv"),
     "labels_csv": Path("l.csv"), "transpose": True, "layer": "raw", "n_top_genes": 7, "cluster": True, "scale": "log",
+    "on_disk": True,
 }  # fmt: skip
 ARGS = {
     "preset": "paper", "seed": 7, "device": "cpu", "name": "variant", "out": Path("folder"), "n_cells": 9,
     "cell_type": "R", "proportions": "uniform", "fractions": True, "holdout": 0.25, "split_seed": 3,
-    "resume": True, "from_": Path("there"),
+    "csv": False, "resume": True, "from_": Path("there"),
 }  # fmt: skip
 
 

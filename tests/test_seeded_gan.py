@@ -9,6 +9,7 @@ import scipy.sparse as sp
 import torch
 
 from common.cli import silent
+from common.disk import to_disk
 from common.run import no_checkpoint
 from common.scale import to_log
 from config import GarageParams, SelectionParams
@@ -37,9 +38,9 @@ def on_scale(X, scale):
     return sp.csr_matrix(X)
 
 
-def prepare(toy, params, *, scale="counts", seed=0, types=None, X=None):
+def prepare(toy, params, *, scale="counts", seed=0, types=None, X=None, place=lambda X: X):
     """Run stage 1 and set stage 2 up."""
-    X = on_scale(toy.X if X is None else X, scale)
+    X = place(on_scale(toy.X if X is None else X, scale))
     types = toy.obs["cell_type"].cat.codes.to_numpy() if types is None else types
     cells = TrainingCells.on(CPU, X, types, scale)
     library_size = float(np.median(np.asarray(X.sum(1)))) if scale == "counts" else 1.0
@@ -55,8 +56,14 @@ def train(toy, params, *, state=None, checkpoint=no_checkpoint, **options):
     return training
 
 
+def whole(gan, quota, rng):
+    """All portions together."""
+    X, types, from_seed = zip(*gan.draw(quota, rng), strict=True)
+    return sp.vstack(X), np.concatenate(types), np.concatenate(from_seed)
+
+
 def draw(training, n_each=40, seed=5):
-    return SeededGan.of(training).draw(np.full(training.n_types, n_each), random(seed))[0].toarray()
+    return whole(SeededGan.of(training), np.full(training.n_types, n_each), random(seed))[0].toarray()
 
 
 def file_of(state):
@@ -137,13 +144,13 @@ def test_without_leakage_there_are_no_seed_rows(toy, tiny):
     start, goal = training._batch()
     assert torch.equal(start, goal) and len(start) == training.n_rows
     gan = SeededGan.of(training)
-    X, _, from_seed = gan.draw(np.array([20, 20, 20]), random())
+    X, _, from_seed = whole(gan, np.array([20, 20, 20]), random())
     assert X.shape == (60, 20) and not from_seed.any()
 
 
 def test_share_of_seed_rows_among_synthetic_cells(toy, tiny):
     gan = SeededGan.of(train(toy, replace(tiny, leakage=0.3)))
-    _, _, from_seed = gan.draw(np.array([1000, 1000, 1000]), random())
+    _, _, from_seed = whole(gan, np.array([1000, 1000, 1000]), random())
     assert from_seed.reshape(3, 1000).mean(1) == pytest.approx([0.3] * 3, abs=0.05)
 
 
@@ -152,7 +159,7 @@ def test_only_types_that_have_seeds_make_seed_rows(toy, tiny):
     training = train(toy, params)
     with_seeds = set(training.cells.types[training.seed_rows.seeds].tolist())
     assert 0 < len(with_seeds) < 3
-    _, types, from_seed = SeededGan.of(training).draw(np.array([400, 400, 400]), random())
+    _, types, from_seed = whole(SeededGan.of(training), np.array([400, 400, 400]), random())
     assert set(types[from_seed].tolist()) == with_seeds
 
 
@@ -162,9 +169,9 @@ def test_only_types_that_have_seeds_make_seed_rows(toy, tiny):
 def elbo(training):
     """The bound on all cells, with noise of its own."""
     rng, training.rng = training.rng, random(77)
-    every = torch.arange(len(training.cells.x)).repeat(10)
+    every = torch.arange(len(training.cells.dense)).repeat(10)
     with torch.no_grad():
-        nll, kl, _ = training._negative_elbo(every, every, 1.0)
+        nll, kl, _ = training._negative_elbo(every, every, training.cells.rows(every), 1.0)
     training.rng = rng
     return float(nll + kl)
 
@@ -184,7 +191,7 @@ def test_warm_up_raises_the_weight_of_the_kl_term(toy, tiny, monkeypatch):
     training = prepare(toy, replace(tiny, warmup_epochs=2, anchor_epochs=4))
     weights = []
     bound = training._negative_elbo
-    monkeypatch.setattr(training, "_negative_elbo", lambda a, b, w: (weights.append(w), bound(a, b, w))[1])
+    monkeypatch.setattr(training, "_negative_elbo", lambda *a: (weights.append(a[-1]), bound(*a))[1])
     training.run(silent)
     steps = training.warmup_steps
     assert steps == 2 * training.steps_per_epoch
@@ -263,7 +270,8 @@ def test_training_depends_on_its_seed_alone(toy, tiny):
 
 CHANGES = [
     {"latent_dim": 4}, {"hidden_dim": 13}, {"batch_size": 31}, {"anchor_epochs": 3}, {"warmup_epochs": 0},
-    {"anchor_lr": 5e-3}, {"critic_steps": 11}, {"critic_hidden": 13}, {"generator_lr": 5e-3}, {"critic_lr": 5e-3},
+    {"anchor_steps": 4}, {"anchor_lr": 5e-3}, {"critic_steps": 11}, {"critic_hidden": 13}, {"generator_lr": 5e-3},
+    {"critic_lr": 5e-3},
     {"adversarial_weight": 50.0}, {"r1_weight": 50.0}, {"r1_every": 3}, {"ema_decay": 0.5}, {"calibrate": False},
     {"calibrate_on": "normalised"}, {"calibration_prior": 50.0}, {"calibration_cells": 61}, {"leakage": 0.4},
     {"latent_spread": 3.0},
@@ -279,7 +287,7 @@ def output(training):
 @pytest.mark.parametrize("change", CHANGES, ids=lambda change: next(iter(change)))
 def test_every_parameter_acts(toy, tiny, change):
     # marginals that lean on the network, or its small changes would be calibrated away
-    params = replace(tiny, anchor_epochs=2, critic_steps=10, generator_lr=2e-3, critic_lr=2e-3, calibration_prior=20.0)
+    params = replace(tiny, anchor_epochs=2, critic_steps=20, generator_lr=2e-3, critic_lr=2e-3, calibration_prior=20.0)
     (weights, cells), (other_weights, other_cells) = (
         output(train(toy, p)) for p in (params, replace(params, **change))
     )  # fmt: skip
@@ -361,7 +369,7 @@ def test_normalised_values_above_zero_stay_above(tiny):
 @pytest.mark.parametrize("scale", ["linear", "log", "scaled"])
 def test_other_scales_are_their_own_ranks(toy, tiny, scale):
     training = prepare(toy, tiny, scale=scale)
-    x = training.cells.x
+    x = training.cells.dense
     v = training.generator.ranking.to_rank(x, random())
     assert torch.equal(v, x) and torch.equal(training.generator.ranking.normalise(x), x)
     assert torch.equal(training.generator.ranking.from_rank(v, torch.zeros(len(x), 1)), x)
@@ -374,9 +382,9 @@ def test_training_cells_of_each_scale(toy):
     np.testing.assert_allclose(counts.size.squeeze(1), np.log(total), rtol=1e-6)
     assert counts.target_sum in total
     linear = TrainingCells.on(CPU, toy.X, types, "linear")
-    np.testing.assert_allclose(linear.x, np.log1p(toy.X.toarray()), rtol=1e-6)
+    np.testing.assert_allclose(linear.dense, np.log1p(toy.X.toarray()), rtol=1e-6)
     assert linear.target_sum == 1 and not linear.size.any()
-    assert torch.equal(TrainingCells.on(CPU, toy.X, types, "log").x, counts.x)
+    assert torch.equal(TrainingCells.on(CPU, toy.X, types, "log").dense, counts.dense)
 
 
 @pytest.mark.parametrize("scale", SCALES)
@@ -391,7 +399,7 @@ def test_untrained_model_draws_each_types_mean(toy, tiny, scale):
         size = cells.size[own].exp().mean().log() if scale == "counts" else torch.zeros(())
         drawn = model.draw(decoded, torch.full((20_000,), t), size.expand(20_000, 1), random()).detach().mean(0)
         share = own.sum() / (own.sum() + 10)
-        expected = share * cells.x[own].mean(0) + (1 - share) * cells.x.mean(0)
+        expected = share * cells.dense[own].mean(0) + (1 - share) * cells.dense.mean(0)
         torch.testing.assert_close(drawn, expected, rtol=0.15, atol=0.1)
 
 
@@ -414,7 +422,7 @@ def test_cells_are_on_the_scale_of_training(toy, tiny, scale, calibrate):
     assert X.shape == (300, 20) and X.dtype == np.float32 and np.isfinite(X).all()
     assert (np.rint(X) == X).all() == (scale == "counts")
     assert (X < 0).any() == (scale == "scaled")
-    real = training.cells.x
+    real = training.cells.dense
     if scale != "scaled":
         assert not X[:, -1].any()  # the silent gene
         assert np.mean(X == 0) == pytest.approx(float((real == 0).float().mean()), abs=0.1)
@@ -427,7 +435,7 @@ def test_genes_no_cell_expresses_stay_silent(toy, tiny, scale):
     X = toy.X * 1000  # so many that the least share of counts would show
     for calibrate in (True, False):
         gan = SeededGan.of(train(toy, replace(tiny, calibrate=calibrate), scale=scale, X=X))
-        drawn = gan.draw(np.array([30_000, 0, 0]), random())[0]
+        drawn = whole(gan, np.array([30_000, 0, 0]), random())[0]
         assert drawn[:, -1].nnz == 0 and drawn[:, -2].nnz > 0
 
 
@@ -440,7 +448,7 @@ def test_calibrated_cells_have_the_types_marginals(toy, tiny):
     def furthest(drawn):
         """Mean over genes and types of the largest gap between distribution functions."""
         at = np.arange(30)[:, None, None]
-        real = [training.cells.x[training.cells.types == t].numpy() for t in range(3)]
+        real = [training.cells.dense[training.cells.types == t].numpy() for t in range(3)]
         return np.mean([np.abs((drawn[t] <= at).mean(1) - (real[t] <= at).mean(1)).max(0) for t in range(3)])
 
     assert furthest(X) < 0.06 < furthest(uncalibrated)
@@ -457,17 +465,16 @@ def test_model_read_from_a_file_draws_the_same_cells(toy, tiny, scale, calibrate
     state = read(file_of(gan.state()))
     for _ in range(2):  # reading leaves the state as it was
         back = SeededGan.from_state(state, params, scale, CPU)
-        ours, theirs = (model.draw(np.array([9, 0, 30]), random(1)) for model in (gan, back))
+        ours, theirs = (whole(model, np.array([9, 0, 30]), random(1)) for model in (gan, back))
         assert (ours[0] != theirs[0]).nnz == 0
         assert all(np.array_equal(a, b) for a, b in zip(ours[1:], theirs[1:], strict=True))
 
 
 def test_drawn_cells_are_of_the_types_asked_for(toy, tiny):
     gan = SeededGan.of(train(toy, tiny))
-    X, types, from_seed = gan.draw(np.array([3, 0, 5]), random())
+    X, types, from_seed = whole(gan, np.array([3, 0, 5]), random())
     assert types.tolist() == [0] * 3 + [2] * 5 and X.shape == (8, 20) and from_seed.shape == (8,)
-    empty = gan.draw(np.array([0, 0, 0]), random())
-    assert empty[0].shape == (0, 20) and len(empty[1]) == len(empty[2]) == 0
+    assert not list(gan.draw(np.array([0, 0, 0]), random()))
 
 
 def test_many_cells_are_drawn_in_portions(toy, tiny, monkeypatch):
@@ -476,7 +483,7 @@ def test_many_cells_are_drawn_in_portions(toy, tiny, monkeypatch):
     sizes = []
     one = gan._draw
     monkeypatch.setattr(gan, "_draw", lambda t, n, rng: (sizes.append(n), one(t, n, rng))[1])
-    X, types, _ = gan.draw(np.array([20, 7, 0]), random())
+    X, types, _ = whole(gan, np.array([20, 7, 0]), random())
     assert sizes == [7, 7, 6, 7] and X.shape[0] == len(types) == 27
 
 
@@ -534,3 +541,30 @@ def test_width_follows_the_number_of_cells(tiny):
 
     assert [width(n) for n in (40, 400, 2500, 40_000)] == [16, 20, 50, 128]
     assert width(400, hidden_dim=7) == 7
+
+
+@pytest.mark.parametrize("scale", ["counts", "log", "linear", "scaled"])
+def test_cells_that_do_not_fit_teach_the_same(toy, tiny, scale, monkeypatch):
+    dense = train(toy, tiny, scale=scale)
+    monkeypatch.setattr("data_generation.seeded_gan.DENSE_VALUES", 0)
+    row_by_row = train(toy, tiny, scale=scale)
+    on_disk = train(toy, tiny, scale=scale, place=lambda X: to_disk(iter([X[:50], X[50:]])))
+    assert dense.cells.dense is not None and row_by_row.cells.dense is None and on_disk.cells.dense is None
+    assert dense.losses == row_by_row.losses == on_disk.losses
+    assert np.array_equal(draw(dense), draw(on_disk))
+
+
+@pytest.mark.parametrize("scale", ["counts", "log", "scaled"])
+def test_observation_model_is_built_block_by_block(toy, tiny, scale, monkeypatch):
+    types = toy.obs["cell_type"].cat.codes.to_numpy()
+    cells = TrainingCells.on(CPU, on_scale(toy.X, scale), types, scale)
+    at_once = observation_model(cells, 3).state_dict()
+    monkeypatch.setattr("data_generation.seeded_gan.BLOCK_VALUES", 140)  # seven cells
+    in_blocks = observation_model(cells, 3).state_dict()
+    for name, value in at_once.items():
+        torch.testing.assert_close(in_blocks[name], value, rtol=1e-3, atol=1e-4)
+
+
+def test_steps_are_bounded_however_many_cells(toy, tiny):
+    training = prepare(toy, replace(tiny, anchor_epochs=100, warmup_epochs=80, anchor_steps=50))
+    assert training.anchor_steps == 50 and training.warmup_steps == 5
