@@ -12,7 +12,7 @@ FOUND37 = $(shell for p in "$(PYTHON37)" "$${PYENV_ROOT:-$$HOME/.pyenv}"/version
 TF1_READY := .venv-tf1/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help garage optional test test-fast tf1 test-tf1 clean
+.PHONY: help garage report optional test test-fast docs tf1 test-tf1 clean
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z0-9-]*\):.*## /  make \1\t/p' Makefile
@@ -23,6 +23,9 @@ garage: $(READY)  ## train GARAGE on the embedded blood cells and draw synthetic
 optional: $(READY)  ## add what some controls and tests need: scvi-tools, scib-metrics
 	$(BIN)/python -m pip install --quiet -r requirements_optional.txt
 
+report: $(READY)  ## write a page about the run of `make garage`, or about RUN=folder
+	$(BIN)/python analysis/report.py --run $(or $(RUN),results/synthetic/pbmc68k/garage/seed42)
+
 test: $(READY)  ## lint, format, types and every test
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -31,6 +34,10 @@ test: $(READY)  ## lint, format, types and every test
 
 test-fast: $(READY)  ## the tests that take seconds
 	$(BIN)/pytest -m "not slow"
+
+docs: $(READY)  ## build the documentation in docs/_build/html; a warning is an error
+	$(BIN)/python -m pip install --quiet -r docs/requirements.txt
+	$(BIN)/sphinx-build -q -W --keep-going docs docs/_build/html
 
 tf1:  ## set up .venv-tf1 for the TensorFlow-1 references, where there is a Python 3.7
 	@if [ -n "$(FOUND37)" ]; then $(MAKE) --no-print-directory $(TF1_READY); \
