@@ -41,8 +41,10 @@ default_role = "py:obj"  # `name` in a docstring is a link where that name is do
 add_module_names = False
 autodoc_member_order = "bysource"
 autodoc_typehints = "description"
+autodoc_typehints_description_target = "documented"
 autodoc_default_options = {"members": True, "undoc-members": True}
 napoleon_google_docstring = False
+napoleon_custom_sections = ["Returns"]  # plain text here, where numpydoc begins with a type
 
 
 def write_generated(app: Sphinx) -> None:
@@ -65,7 +67,14 @@ def write_block(translator: HTML5Translator, node: Element) -> None:
     raise SkipNode
 
 
+def keep_first_line(app: Sphinx, what: str, name: str, obj: object, options: object, lines: list[str]) -> None:
+    """Save an attribute's first line from napoleon, which takes what stands before a colon there for a type."""
+    if what in ("attribute", "property"):
+        lines.insert(0, "")
+
+
 def setup(app: Sphinx) -> None:
-    """Register the generated pages and the way to write formulas."""
+    """Register the generated pages, a correction of docstrings, and the way to write formulas."""
     app.connect("builder-inited", write_generated)
+    app.connect("autodoc-process-docstring", keep_first_line, priority=400)  # before napoleon, which has 500
     app.add_html_math_renderer("mathml", (write_inline, None), (write_block, None))

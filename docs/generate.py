@@ -54,8 +54,8 @@ def configuration() -> str:
     for name, both in BASELINES.items():
         parts += [f"## Baseline {name}\n", _parameters(both, list(field_docs(type(both["tuned"]))))]
     columns = ((field, field_docs(Dataset)[field.name]) for field in fields(Dataset))
-    rows = [[f"`{field.name}`", _default(field.default), doc] for field, doc in columns]
-    return "\n".join([*parts, "## Columns of DATASETS\n", _table(["column", "default", "meaning"], rows)])
+    rows = [[f"`{field.name}`", doc, _default(field.default)] for field, doc in columns]
+    return "\n".join([*parts, "## Columns of DATASETS\n", _table(["column", "meaning", "default"], rows)])
 
 
 def _parameters(presets: Mapping[str, Params], names: Sequence[str]) -> str:
@@ -65,13 +65,13 @@ def _parameters(presets: Mapping[str, Params], names: Sequence[str]) -> str:
     rows = [
         [
             _flag(name),
+            docs[name],
             *(_default(getattr(params, name)) for params in presets.values()),
             _allowed(hints[name]),
-            docs[name],
         ]
         for name in names
     ]
-    return _table(["flag", *presets, "takes", "meaning"], rows)
+    return _table(["flag", "meaning", *presets, "takes"], rows)
 
 
 def _flag(name: str) -> str:
