@@ -70,7 +70,7 @@ def write_block(translator: HTML5Translator, node: Element) -> None:
 def keep_first_line(app: Sphinx, what: str, name: str, obj: object, options: object, lines: list[str]) -> None:
     """Save an attribute's first line from napoleon, which takes what stands before a colon there for a type."""
     if what in ("attribute", "property"):
-        lines.insert(0, "")
+        lines[:0] = ["..", ""]  # an empty comment
 
 
 def setup(app: Sphinx) -> None:
