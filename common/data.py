@@ -2,6 +2,7 @@
 
 import hashlib
 import warnings
+from contextlib import nullcontext
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
@@ -155,9 +156,10 @@ def select_genes(cells: AnnData, n_top_genes: int) -> pd.Index:
     if n_top_genes >= cells.n_vars:
         return cells.var_names
     X = map_rows(lambda block: to_log(block, cells.uns["scale"], TARGET_SUM), cells.X)
-    log = AnnData(as_dask(X) if is_on_disk(X) else X, var=pd.DataFrame(index=cells.var_names))
-    # not its own n_top_genes, which lets ties exceed the number
-    dispersion = sc.pp.highly_variable_genes(log, inplace=False)["dispersions_norm"].to_numpy()
+    with as_dask(X) if is_on_disk(X) else nullcontext(X) as values:
+        log = AnnData(values, var=pd.DataFrame(index=cells.var_names))
+        # not its own n_top_genes, which lets ties exceed the number
+        dispersion = sc.pp.highly_variable_genes(log, inplace=False)["dispersions_norm"].to_numpy()
     ranked = np.argsort(-np.nan_to_num(dispersion, nan=-np.inf), kind="stable")[:n_top_genes]
     return cells.var_names[np.sort(ranked[~np.isnan(dispersion[ranked])])]
 

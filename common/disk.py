@@ -10,6 +10,7 @@ import itertools
 import mmap
 import tempfile
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -101,8 +102,9 @@ def subset(cells: AnnData, rows: np.ndarray | None = None, genes: np.ndarray | N
     return AnnData(X, obs=cells.obs[rows].copy(), var=cells.var[genes].copy(), uns=dict(cells.uns))
 
 
-def as_dask(X: sparse.csr_matrix) -> "dask.array.Array":
-    """Return a mapped matrix as a dask array of row blocks, which scanpy goes through one by one."""
+@contextmanager
+def as_dask(X: sparse.csr_matrix) -> "Iterator[dask.array.Array]":
+    """Yield a mapped matrix as a dask array of row blocks, which scanpy goes through, within the block one by one."""
     import dask.array  # takes a while: only what is on disk needs it
 
     meta = sparse.csr_matrix((0, 0), dtype=X.dtype)
@@ -111,7 +113,8 @@ def as_dask(X: sparse.csr_matrix) -> "dask.array.Array":
         dask.array.from_delayed(rows(slice(start, end)), (end - start, X.shape[1]), X.dtype, meta)
         for start, end in itertools.pairwise(_bounds(X))
     ]
-    return dask.array.concatenate(parts)
+    with dask.config.set(scheduler="synchronous"):
+        yield dask.array.concatenate(parts)
 
 
 def to_disk(blocks: Iterator[sparse.csr_matrix]) -> sparse.csr_matrix:
