@@ -55,7 +55,7 @@ def evaluate(run: Run, *, families: Collection[Computed]) -> pd.DataFrame:
 
 def find_rare(run: Run) -> list[str]:
     """Return the names of the rare types, counted over all real cells of a run."""
-    labels = pd.concat([run.train.obs["cell_type"], run.held.obs["cell_type"]]).astype(str)
+    labels = pd.concat([cells.obs["cell_type"].astype(str) for cells in (run.train, run.held)])
     names, codes = np.unique(labels, return_inverse=True)
     found: list[str] = names[np.unique(codes[rare_types(codes, run.rare_threshold)])].tolist()
     return found
