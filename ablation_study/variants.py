@@ -38,10 +38,8 @@ def with_leakage(leakage: float) -> tuple[str, tuple[str, ...]]:
     return f"{WHOLE}_leakage{leakage:g}", ("--leakage", f"{leakage:g}")
 
 
-def run_variants(
-    variants: Mapping[str, Sequence[str]], args: VariantArgs, *, split_seed: int | None = None
-) -> tuple[list[Outcome], pd.DataFrame]:
-    """Train and judge variants and controls on every data set and split, and show their means.
+def plan(variants: Mapping[str, Sequence[str]], args: MatrixArgs, *, split_seed: int | None = None) -> list[Job]:
+    """Return the jobs of variants and controls on every data set and split.
 
     Parameters
     ----------
@@ -49,21 +47,28 @@ def run_variants(
         Name of each, and its flags for `data_generation/garage.py`.
     split_seed
         Of one split for all seeds; by default each seed has its own.
-
-    Returns
-    -------
-    What became of each job, and the rows of the table that are theirs.
     """
     sources = [source_of(name, args.n_top_genes) for name in args.datasets]
     generators = {name: (WHOLE, tuple(flags)) for name, flags in variants.items()}
     generators |= {name: (name, ()) for name in CONTROLS}
-    jobs = [
+    return [
         Job(source, args.holdout, seed, generator, name, flags, split_seed=split_seed)
         for seed in range(args.seeds)
         for source in sources
         for name, (generator, flags) in generators.items()
     ]
-    outcomes, rows = run_jobs(jobs, args, args.out, FAMILIES)
+
+
+def run_variants(
+    variants: Mapping[str, Sequence[str]], args: VariantArgs, *, split_seed: int | None = None
+) -> tuple[list[Outcome], pd.DataFrame]:
+    """Train and judge variants and controls on every data set and split (`plan`), and show their means.
+
+    Returns
+    -------
+    What became of each job, and the rows of the table that are theirs.
+    """
+    outcomes, rows = run_jobs(plan(variants, args, split_seed=split_seed), args, args.out, FAMILIES)
     if len(rows):  # the controls of the two kinds of splits have the same names
         fixed = " by seed " if split_seed is None else f" by seed {split_seed},"
         rows = rows[rows["split"].str.contains(fixed) == (split_seed is not None)]

@@ -76,7 +76,7 @@ def run_jobs(
     if not table.exists():
         return outcomes, pd.DataFrame()
     rows = read_results(table, made_by="the same command")
-    mine = rows["dataset"].isin({outcome.dataset for outcome in outcomes}) & rows["seed"].lt(args.seeds)
+    mine = rows["dataset"].isin({outcome.dataset for outcome in outcomes}) & rows["seed"].isin({j.seed for j in jobs})
     return outcomes, rows[mine & rows["method"].isin({job.method for job in jobs})]
 
 

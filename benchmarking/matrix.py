@@ -161,7 +161,7 @@ def split_of(job: Job) -> Run:
         If the cells cannot be read or split.
     """
     split = _split(job.source, job.holdout, job.split_by)
-    described, params = describe_split(job.holdout, split.train.n_vars, job.split_seed), _params_of(job)
+    described, params = describe_split(job.holdout, split.train.n_vars, job.split_seed), params_of(job)
     untold = isinstance(params, PaperParams) or (
         isinstance(params, BaselineParams) and load_method(job.generator).LABELS == "classifier"
     )
@@ -174,10 +174,11 @@ def split_of(job: Job) -> Run:
 def is_stale(job: Job, split: Run) -> bool:
     """Tell whether there is a run of a job, but other than it would be made today: tables may have it all the same."""
     folder = folder_of(None, split.dataset, job.name, job.seed)
-    return _is_trained(job) and folder.exists() and not _is_finished(job, folder)
+    return is_trained(job) and folder.exists() and not _is_finished(job, folder)
 
 
-def _is_trained(job: Job) -> bool:
+def is_trained(job: Job) -> bool:
+    """Tell whether a job's generator has a run of its own; a control has none."""
     return job.generator == "garage" or job.generator in METHODS
 
 
@@ -191,7 +192,7 @@ def sampler_of(job: Job, train: AnnData, *, again: bool) -> Sampler:
     again
         Make the run anew.
     """
-    if not _is_trained(job):
+    if not is_trained(job):
         return learn(job, train)
     folder = folder_of(None, train.uns["dataset"], job.name, job.seed)
     _run_script(job, folder, again=again)
@@ -202,11 +203,11 @@ def sampler_of(job: Job, train: AnnData, *, again: bool) -> Sampler:
 
 def learn(job: Job, cells: AnnData) -> Sampler:
     """Let a job's generator learn from any cells, leaving no run; return what draws from it."""
-    params = _params_of(job)
+    params = params_of(job)
     if isinstance(params, SelectionParams) and params.rare_threshold is None:
         params = replace(params, rare_threshold=cells.uns.get("rare_threshold"))
     module = _module_of(job)
-    device = "auto" if _is_trained(job) else "cpu"
+    device = "auto" if is_trained(job) else "cpu"
     return partial(module.sample, module.fit(cells, params, seed=job.seed, device=device))
 
 
@@ -216,9 +217,9 @@ def _module_of(job: Job) -> Any:
     return garage if job.generator == "garage" else load_method(job.generator)
 
 
-def _params_of(job: Job) -> Any:
+def params_of(job: Job) -> Any:
     """Return the hyperparameters that a job's generator would have today; None for a control."""
-    if not _is_trained(job):
+    if not is_trained(job):
         return None
     return (garage.parse(job.argv) if job.generator == "garage" else baseline.parse(job.generator, job.argv)).params
 
@@ -249,7 +250,7 @@ def _is_finished(job: Job, folder: Path) -> bool:
     """Tell whether a folder holds this job's run, made with the hyperparameters that it would have today."""
     if not (folder / "run.json").exists():
         return False
-    wanted = json.loads(json.dumps(asdict(_params_of(job))))
+    wanted = json.loads(json.dumps(asdict(params_of(job))))
     record = read_record(folder)
     # what is left open in config.py (a rare threshold), the run filled in
     same = all(record["params"].get(name) == value for name, value in wanted.items() if value is not None)

@@ -49,6 +49,8 @@ class Args(MatrixArgs):
 
     methods: tuple[str, ...] = ("all",)
     """names of generators, or of groups of them: all, paper, controls, calibrated"""
+    seed: int | None = None
+    """this seed alone, whatever --seeds says"""
     families: tuple[Computed, ...] = FAMILIES
     """kinds of metrics"""
     out: Path = RESULTS_DIR / "tables" / "benchmark.csv"
@@ -83,7 +85,8 @@ def plan(args: Args) -> list[Job]:
         flags = () if generator == name else ("--preset", "paper")
         return Job(source, args.holdout, seed, generator, name, flags, calibrated=name != method)
 
-    return [job(source, seed, method) for seed in range(args.seeds) for source in sources for method in methods]
+    seeds = range(args.seeds) if args.seed is None else (args.seed,)
+    return [job(source, seed, method) for seed in seeds for source in sources for method in methods]
 
 
 @run_script

@@ -1,0 +1,83 @@
+"""The whole reproduction in small: a copy of this tree, toy cells, and every stage of the workflow on them.
+
+The copy keeps the real `results/` out of it. The toy cells are real ones, of four types of pbmc68k, one of them rare;
+hyperparameters are those of `config.py`. What comes out shows that everything runs, and says nothing about methods.
+
+Run:    python workflow/smoke.py
+Reads:  workflow/smoke.yaml, and the data set that comes with scanpy
+Writes: results/smoke/: the copy, with results/ as the Snakefile describes it
+"""
+
+import shutil
+import subprocess
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import tyro
+from anndata import AnnData
+
+from common.cli import console, run_script
+from common.data import CellSource, load_cells
+from common.errors import UserError
+from config import RESULTS_DIR, ROOT
+
+TOY_TYPES = {"CD19+ B": 30, "CD14+ Monocyte": 40, "Dendritic": 30, "CD34+": 12}
+NOT_COPIED = (".*", "__pycache__", "results", "expression_matrix", "cell_types", "*.egg-info", "*.h5ad")
+
+
+@dataclass(frozen=True)
+class Args:
+    """Reproduce everything on toy cells."""
+
+    out: Path = RESULTS_DIR / "smoke"
+    """folder to make"""
+    cores: int = 2
+    """jobs at a time"""
+
+
+def toy_cells() -> AnnData:
+    """Return the first cells of each type of `TOY_TYPES`, with all genes."""
+    cells = load_cells(CellSource())
+    types = cells.obs["cell_type"].astype(str)
+    rows = np.concatenate([np.flatnonzero(types == name)[:n] for name, n in TOY_TYPES.items()])
+    toy = cells[rows]
+    return AnnData(toy.X, obs=toy.obs[["cell_type"]], var=toy.var[[]])
+
+
+def copy_tree(out: Path) -> None:
+    """Copy this tree, without its results and data, and put toy cells where data lie.
+
+    Raises
+    ------
+    UserError
+        If there is something already.
+    """
+    if out.exists():
+        raise UserError(f"{out} is there already: remove it, or give another folder with --out")
+    shutil.copytree(ROOT, out, ignore=shutil.ignore_patterns(*NOT_COPIED))
+    toy_cells().write_h5ad(out / "data" / "toy.h5ad")
+
+
+@run_script
+def main(argv: Sequence[str] | None = None) -> None:
+    """Copy, then let Snakemake make everything there.
+
+    Raises
+    ------
+    SystemExit
+        With Snakemake's code, if it is not 0.
+    """
+    args = tyro.cli(Args, args=argv, description=__doc__)
+    copy_tree(args.out)
+    snakemake = [sys.executable, "-m", "snakemake", "--cores", str(args.cores), "all"]
+    done = subprocess.run([*snakemake, "--configfile", "workflow/smoke.yaml"], cwd=args.out, check=False)
+    if done.returncode:
+        sys.exit(done.returncode)
+    console.print(f"wrote {args.out / 'results'}: everything runs", soft_wrap=True, markup=False)
+
+
+if __name__ == "__main__":
+    main()
