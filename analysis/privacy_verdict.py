@@ -62,10 +62,13 @@ def judge_privacy(rows: pd.DataFrame, method: str, sizes: Mapping[int, tuple[int
     by_chance = max(mean.get(("copies", name), 0.0) for name in BY_MEANS)
     if ("copies", method) in mean:
         share = f"{copies:.1%} of the synthetic cells are" if copies else "No synthetic cell is"
-        reasons.append(f"{share} a training cell, gene by gene; {by_chance:.1%} would be coincidence.")
+        coincidence = f"; {by_chance:.1%} would be coincidence" if by_chance else ""
+        reasons.append(f"{share} a training cell, gene by gene{coincidence}.")
     if ("nearer_to_training", method) in mean:
         nearer = mean["nearer_to_training", method]
-        reasons.append(f"{nearer:.0%} of them lie nearer to a training than to a held-out cell; 50% would be chance.")
+        reasons.append(
+            f"{nearer:.0%} of the synthetic cells are nearer to a training than a held-out cell; chance: 50%."
+        )
     if copies > by_chance:
         return Verdict(method, "copies", "Training cells are among the synthetic ones.", reasons)
     if values[*worst, ALL, method] > limits[worst]:

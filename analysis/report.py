@@ -151,12 +151,13 @@ def _metric_table(caption: str, rows: pd.DataFrame, own: Sequence[str], group: s
     """Return metrics as rows and methods as columns, those of the runs first, with what each metric means."""
     summary = fill_gaps(rows, group, metrics)
     names, others = mark_untold(rows), set(rows["method"]) - set(own)
-    methods = [*own, *order_methods(others, PURE_CONTROLS)]  # rivals before controls
+    methods = [*own, *order_methods(others, PURE_CONTROLS)]
+    rivals = [name for name in methods if name not in PURE_CONTROLS]
     body = []
     for metric in metrics:
         column = summary[summary["metric"] == metric].set_index("method")
-        decimals = decimals_of(column["mean"], column["sd"])
-        best = find_best(column.loc[[name for name in methods if name not in PURE_CONTROLS], "mean"], metric, decimals)
+        decimals = decimals_of(*(column.loc[rivals, part] for part in ("mean", "sd")))  # the worst controls need none
+        best = find_best(column.loc[rivals, "mean"], metric, decimals)
         cells = [(text_of(column.loc[name], decimals), name in best, name in own) for name in methods]
         body.append((head_of(metric), METRICS[metric].meaning, cells))
     return {"caption": caption, "head": [(names[name], name in own) for name in methods], "body": body}
@@ -208,7 +209,7 @@ def _facts(record: dict[str, Any], run: Run) -> dict[str, pd.Series]:
             "cell types from": record.get("labels_from", NOTHING), "scale": run.train.uns["scale"],
             "split": run.split, "seed": run.seed, "genes": run.train.n_vars, TRAINING: run.train.n_obs,
             HELD: run.held.n_obs, SYNTHETIC: run.synthetic.n_obs, "device": record["device"],
-            "code": record.get("git_commit") or NOTHING, "folder": str(run.folder),
+            "code": record.get("git_commit") or NOTHING,
         }),
         "Seconds": stages["seconds"],
         "SHA-256 of the data": pd.Series(record["sha256"]),

@@ -112,7 +112,7 @@ def composition(counts: pd.DataFrame) -> Spec:
             text=[f"<b>{literal(name)}</b><br>{kind}: {n}" for name, n in counts[kind].items()], textposition="none",
             hovertemplate="%{text} (%{x:.1f}%)<extra></extra>",
         )  # fmt: skip
-    figure.update_xaxes(title="share of the cells, %")
+    figure.update_xaxes(title="% of the cells")
     _label_rows(figure, counts.index)
     return _spec(figure)
 
@@ -165,7 +165,8 @@ def losses(table: pd.DataFrame) -> Spec:
             hovertemplate="step %{x}: %{y:.4g}<extra></extra>",
         )  # fmt: skip
     figure.update_xaxes(title="step", row=len(terms), col=1)
-    return _spec(figure.update_layout(_layout(PAD + 150 * len(terms)) | {"margin": {"t": 30}}))
+    figure.update_layout(_layout(PAD + 150 * len(terms)))
+    return _spec(figure.update_layout(margin_t=30))
 
 
 def _thin(cells: AnnData, rare: Sequence[str], rng: np.random.Generator) -> AnnData:
@@ -191,7 +192,7 @@ def _label_rows(figure: go.Figure, names: Sequence[str]) -> None:
     """Let the y axis run downwards over rows 0, 1, ... that are named; add a legend."""
     shown = [literal(name if len(name) <= LONGEST else f"{name[: LONGEST - 2]}…") for name in names]
     rows = list(range(len(names)))
-    figure.update_yaxes(tickvals=rows, ticktext=shown, range=[len(names) - 0.5, -0.5], showgrid=False)
+    figure.update_yaxes(tickvals=rows, ticktext=shown, range=[len(names) - 0.5, -0.5], showgrid=False, zeroline=False)
     figure.update_layout(showlegend=True, legend={"orientation": "h", "y": 1.0, "yanchor": "bottom"})
 
 
