@@ -233,6 +233,8 @@ class ResumableRun:
         What a checkpoint must agree in to be gone on from, such as data, parameters and seed.
     resume
         Go on from the folder's checkpoint, if there is one; otherwise start anew.
+    writes
+        Whether checkpoints are written, or only read.
 
     Raises
     ------
@@ -240,14 +242,17 @@ class ResumableRun:
         If the checkpoint is damaged or belongs to something else.
     """
 
-    def __init__(self, folder: Path, identity: dict[str, Any], *, resume: bool) -> None:
-        self.path = folder / "checkpoint.pt"
+    def __init__(self, folder: Path, identity: dict[str, Any], *, resume: bool, writes: bool = True) -> None:
+        self.path, self.identity, self.writes = folder / "checkpoint.pt", identity, writes
         self.content: dict[str, Any] = {"format": "garage-checkpoint-1", "identity": identity, "stages": {}}
         self._last = time.monotonic()
         self._stopping = False
-        if not resume or not self.path.exists():
-            return
-        found = read_tensors(self.path)
+        if resume and self.path.exists():
+            self.read()
+
+    def read(self) -> None:
+        """Go on from the folder's checkpoint; errors as of the class."""
+        found, identity = read_tensors(self.path), self.identity
         other = [key for key, value in identity.items() if found.get("identity", {}).get(key) != value]
         if other:
             raise UserError(
@@ -302,6 +307,8 @@ class ResumableRun:
 
     def save(self, stage: str, state: dict[str, Any]) -> None:
         """Write the state of a stage now."""
+        if not self.writes:
+            return
         self.content["stages"][stage] = state
         write_tensors(self.path, self.content)
         self._last = time.monotonic()

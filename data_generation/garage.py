@@ -4,12 +4,15 @@ Run:    python data_generation/garage.py --dataset pbmc68k --preset garage --lea
 Reads:  a data set of config.py, or your own cells (--input, --expression-csv)
 Writes: results/synthetic/<dataset>/<name>/seed<k>/: cells.h5ad, cells.csv, seeds.csv, losses.csv, model.pt, run.json
 
+Several processes:  torchrun --nproc-per-node 2 data_generation/garage.py, and the same flags
+
 The work is done by `fit()` and `sample()` of `model.py`, which importers find here too.
 """
 
 import sys
 import time
 from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass, replace
 from itertools import chain
 from pathlib import Path
@@ -22,7 +25,7 @@ from anndata import AnnData
 from rich.markup import escape
 from rich.table import Table
 
-from common.cli import Reporter, console, progress_bar, run_script
+from common.cli import Reporter, console, progress_bar, run_script, silent
 from common.data import CellSource
 from common.device import choose_device
 from common.errors import UserError
@@ -39,6 +42,7 @@ from common.generation import (
     report_cells,
     write_held,
 )
+from common.processes import Team, joined
 from common.run import (
     ResumableRun,
     Stopwatch,
@@ -170,8 +174,8 @@ def _warn_of_hours(cells: AnnData, params: PaperParams) -> None:
     print_notes([f"preset paper on a CPU: its {params.iterations} iterations will take about {hours:.1f} hours"])
 
 
-def _train_and_draw(args: Args, argv: list[str]) -> None:
-    """Learn from the cells, draw, and write the run's folder."""
+def _train_and_draw(args: Args, argv: list[str], team: Team) -> None:
+    """Learn from the cells; then the process that leads draws, and writes the run's folder."""
     clock = Stopwatch()
     with clock.stage("loading"):
         cells, held = load_split(args.source, args.holdout, args.split_by)
@@ -182,13 +186,18 @@ def _train_and_draw(args: Args, argv: list[str]) -> None:
     name = args.name or args.preset
     folder = folder_of(args.out, cells.uns["dataset"], name, args.seed)
     _composition(args, sorted(cells.obs["cell_type"].astype(str).unique()))
-    with claimed(folder):
-        report_cells(cells, held)
-        run = ResumableRun(folder, _identity(cells, args, params), resume=args.resume)
+    with claimed(folder) if team.leads else nullcontext():
+        if team.leads:
+            report_cells(cells, held)
+        run = ResumableRun(folder, _identity(cells, args, params), resume=args.resume and team.leads, writes=team.leads)
         if isinstance(params, PaperParams) and device.type == "cpu":
             _warn_of_hours(cells, params)
-        with progress_bar() as report, run.stoppable():
-            model = fit(cells, params, seed=args.seed, device=args.device, report=report, run=run, clock=clock)
+        with progress_bar() if team.leads else nullcontext(silent) as report, run.stoppable():
+            model = fit(
+                cells, params, seed=args.seed, device=args.device, report=report, run=run, clock=clock, team=team
+            )
+        if not team.leads:
+            return
         print_notes(model.notes)
         with clock.stage("sampling"):
             drawn = _draw(args, model, folder)
@@ -221,7 +230,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     if args.from_ is not None:
         _draw_more(args, argv)
     else:
-        _train_and_draw(args, argv)
+        with joined() as team:
+            _train_and_draw(args, argv, team)
 
 
 if __name__ == "__main__":

@@ -21,6 +21,7 @@ from common.cli import Reporter, silent
 from common.device import Device, choose_device
 from common.disk import is_on_disk, map_rows, row_sums, take
 from common.errors import UserError
+from common.processes import ALONE, Team
 from common.run import ResumableRun, Stopwatch, read_tensors
 from common.scale import Scale, to_log
 from config import PRESETS, GarageParams, PaperParams
@@ -101,7 +102,7 @@ def _canonical_order(X: sp.csr_matrix, types: np.ndarray) -> np.ndarray:
 
 def fit(
     cells: AnnData, params: GarageParams | PaperParams, *, seed: int, device: Device = "auto",
-    report: Reporter = silent, run: ResumableRun | None = None, clock: Stopwatch | None = None,
+    report: Reporter = silent, run: ResumableRun | None = None, clock: Stopwatch | None = None, team: Team = ALONE,
 ) -> Garage:  # fmt: skip
     """Learn from real cells.
 
@@ -116,15 +117,21 @@ def fit(
         The same seed gives the same model on the same machine, whatever the order of the cells.
     report, run, clock
         Progress, checkpoints and timing, for scripts.
+    team
+        Processes that train together. The first runs stage 1; the others read its result from the checkpoint of `run`,
+        which must lie where all can read it.
 
     Raises
     ------
     UserError
-        If there are no types, or fewer than two cells; or with preset `paper`, which learns from all cells at once, if
-        they are on disk.
+        If there are no types, or fewer than two cells; or with preset `paper`, which learns from all cells at once in
+        one process, if they are on disk or there are more.
     """
-    if isinstance(params, PaperParams) and is_on_disk(cells.X):
-        raise UserError("preset paper learns from all cells at once: leave out --on-disk, or use preset garage")
+    if isinstance(params, PaperParams) and (is_on_disk(cells.X) or team.size > 1):
+        raise UserError(
+            "preset paper learns from all cells at once in one process: leave out --on-disk and torchrun, or use "
+            "preset garage"
+        )
     on, clock = choose_device(device), clock or Stopwatch()
     cells, notes = make_learnable(cells)
     scale: Scale = cells.uns["scale"]
@@ -138,11 +145,11 @@ def fit(
     with clock.stage("selection"):
         library_size = float(np.median(row_sums(X))) if scale == "counts" else 1.0
         log_values = map_rows(lambda block: to_log(block, scale, library_size), X)
-        selection = _select(log_values, types, params, seed, on, report, run)
+        selection = _select(log_values, types, params, seed, on, report, run, team)
         del log_values
     with clock.stage("training"):
         training_cells = TrainingCells.on(on, X, types, scale)
-        gan, losses = _train(training_cells, selection, len(type_names), params, seed, on, report, run)
+        gan, losses = _train(training_cells, selection, len(type_names), params, seed, on, report, run, team)
 
     table = pd.DataFrame(
         {
@@ -161,11 +168,14 @@ def fit(
 
 def _select(
     log_values: sp.csr_matrix, types: np.ndarray, params: GarageParams | PaperParams, seed: int, on: torch.device,
-    report: Reporter, run: ResumableRun | None,
+    report: Reporter, run: ResumableRun | None, team: Team,
 ) -> Selection:  # fmt: skip
-    """Run stage 1, or read its result if the run that is resumed had finished it."""
+    """Run stage 1, or read its result if the run that is resumed, or the process that leads, has finished it."""
     if run is None:
         return select(log_values, types, params, seed=seed, device=on, report=report)
+    if not team.leads:
+        team.wait()
+        run.read()
     done = run.state("selection")
     if done is None:
         selection = select(
@@ -173,13 +183,16 @@ def _select(
             state=run.state("attention"), checkpoint=run.checkpoint("attention"),
         )  # fmt: skip
         run.save("selection", selection.state())
-        return selection
-    return Selection.from_state(done)
+    else:
+        selection = Selection.from_state(done)
+    if team.leads:
+        team.wait()
+    return selection
 
 
 def _train(
     cells: TrainingCells, selection: Selection, n_types: int, params: GarageParams | PaperParams, seed: int,
-    on: torch.device, report: Reporter, run: ResumableRun | None,
+    on: torch.device, report: Reporter, run: ResumableRun | None, team: Team,
 ) -> tuple[SeededGan | PublishedGan, list[dict[str, float]]]:  # fmt: skip
     """Run stage 2, from where the run that is resumed had got to."""
     training: seeded_gan.Training | paper_gan.Training
@@ -190,7 +203,7 @@ def _train(
         values = log_normalise(x, cells.target_sum) if cells.scale == "counts" else x
         training = paper_gan.Training(values, values[ranked], params, torch.Generator(on).manual_seed(seed))
     else:
-        training = seeded_gan.Training(cells, selection, n_types, params, seed=seed)
+        training = seeded_gan.Training(cells, selection, n_types, params, seed=seed, team=team)
     if run is None:
         training.run(report)
     else:

@@ -27,6 +27,7 @@ from torch import Tensor, nn
 from common.cli import Reporter
 from common.disk import is_on_disk, map_rows, row_sums
 from common.networks import mlp
+from common.processes import ALONE, Team
 from common.run import Checkpoint, no_checkpoint
 from common.scale import Scale
 from config import GarageParams
@@ -217,9 +218,8 @@ class Critic(nn.Module):
         return self.verdict(h).squeeze(1) + (h * self.types(types)).sum(1)
 
 
-def reparameterise(mean: Tensor, log_variance: Tensor, rng: torch.Generator) -> Tensor:
-    """Draw z, differentiable in mean and log variance, all of shape (B, L)."""
-    noise = torch.randn(mean.shape, generator=rng, device=mean.device)
+def reparameterise(mean: Tensor, log_variance: Tensor, noise: Tensor) -> Tensor:
+    """Turn standard normal noise into z, differentiable in mean and log variance, all of shape (B, L)."""
     return mean + (0.5 * log_variance).exp() * noise
 
 
@@ -265,12 +265,17 @@ class SeedRows:
 
 
 class Training:
-    """The state of a run of stage 2, and the two phases that move it on."""
+    """The state of a run of stage 2, and the two phases that move it on.
+
+    Of each hybrid batch a process of the team computes its share; all draw the same batch and the same latent noise,
+    so that the number of processes changes the order of sums, and the counts that are drawn against the critic.
+    """
 
     def __init__(
-        self, cells: TrainingCells, selection: Selection, n_types: int, params: GarageParams, *, seed: int
-    ) -> None:
-        self.cells, self.params, self.n_types = cells, params, n_types
+        self, cells: TrainingCells, selection: Selection, n_types: int, params: GarageParams, *, seed: int,
+        team: Team = ALONE,
+    ) -> None:  # fmt: skip
+        self.cells, self.params, self.n_types, self.seed, self.team = cells, params, n_types, seed, team
         device = cells.types.device
         self.seed_rows = SeedRows(selection, device)
         self.rng = torch.Generator(device).manual_seed(seed)
@@ -289,7 +294,12 @@ class Training:
         # a hybrid batch: the share `leakage` of its rows starts from seeds
         self.n_rows = min(params.batch_size, cells.n_cells)
         self.n_seed_rows = round(params.leakage * self.n_rows) if len(self.seed_rows.seeds) else 0
-        self.steps_per_epoch = math.ceil(cells.n_cells / max(1, self.n_rows - self.n_seed_rows))
+        n_own = self.n_rows - self.n_seed_rows
+        own, seeds = torch.arange(self.n_rows, device=device).split([n_own, self.n_seed_rows])
+        self.mine = torch.cat([team.share(own), team.share(seeds)])
+        self.n_own = len(team.share(own))
+        self.share = len(self.mine) / self.n_rows
+        self.steps_per_epoch = math.ceil(cells.n_cells / max(1, n_own))
         self.anchor_steps = min(params.anchor_epochs * self.steps_per_epoch, params.anchor_steps)
         self.warmup_steps = min(params.warmup_epochs * self.steps_per_epoch, params.anchor_steps // 10)
         self.total_steps = self.anchor_steps + params.critic_steps
@@ -299,23 +309,30 @@ class Training:
         n_own = self.n_rows - self.n_seed_rows
         own = torch.randint(self.cells.n_cells, (n_own,), generator=self.rng, device=self.cells.types.device)
         if not self.n_seed_rows:
-            return own, own
+            return own[self.mine], own[self.mine]
         seeds, neighbors = self.seed_rows.draw(self.n_seed_rows, self.rng)
-        return torch.cat([own, seeds]), torch.cat([own, neighbors])
+        return torch.cat([own, seeds])[self.mine], torch.cat([own, neighbors])[self.mine]
+
+    def _noise(self) -> Tensor:
+        """Return standard normal noise for a batch, shape (n_rows, L)."""
+        shape = (self.n_rows, self.params.latent_dim)
+        return torch.randn(shape, generator=self.rng, device=self.cells.types.device)[self.mine]
 
     def _negative_elbo(
         self, start: Tensor, goal: Tensor, x: Tensor, kl_weight: float
     ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
-        """Return the reconstruction and KL terms (means over rows) and z; rows start from cells, and aim at x."""
+        """Return the reconstruction and KL terms and z; rows start from cells, and aim at x.
+
+        The terms are sums over this process's rows, divided by those of the whole batch.
+        """
         types, size = self.cells.types, self.cells.size
-        n_own = len(start) - self.n_seed_rows
-        x_start = torch.cat([x[:n_own], self.cells.rows(start[n_own:])])
+        x_start = torch.cat([x[: self.n_own], self.cells.rows(start[self.n_own :])])
         mean, log_variance = self.generator.encode(x_start, types[start], size[start])
-        z = reparameterise(mean, log_variance, self.rng)
+        z = reparameterise(mean, log_variance, self._noise())
         decoded = self.generator.decode(z, types[goal], size[goal])
         nll = -self.generator.observation.log_likelihood(x, decoded, types[goal], size[goal]).mean()
         kl = 0.5 * (mean.square() + log_variance.exp() - 1 - log_variance).sum(1).mean()
-        return nll, kl_weight * kl, z
+        return self.share * nll, self.share * kl_weight * kl, z
 
     def anchor_step(self) -> dict[str, Tensor]:
         """Take one step up the evidence lower bound."""
@@ -324,8 +341,9 @@ class Training:
         nll, kl, _ = self._negative_elbo(start, goal, self.cells.rows(goal), kl_weight)
         self.anchor_optimizer.zero_grad()
         (nll + kl).backward()
+        self.team.add_gradients(self.generator.parameters())
         self.anchor_optimizer.step()
-        return {"nll": nll.detach(), "kl": kl.detach()}
+        return {"nll": nll, "kl": kl}
 
     def critic_step(self) -> dict[str, Tensor]:
         """Take one step of the critic and one of the generator."""
@@ -336,33 +354,39 @@ class Training:
         real = self.generator.ranking.normalise(x)
         nll, kl, z = self._negative_elbo(start, goal, x, 1.0)
         # seed rows keep the posterior of their seed, the others become noise rows
-        n_noise = self.n_rows - self.n_seed_rows
-        noise = torch.randn((n_noise, z.shape[1]), generator=self.rng, device=z.device)
-        z = torch.cat([noise, z[n_noise:]])
+        z = torch.cat([self._noise()[: self.n_own], z[self.n_own :]])
         decoded = self.generator.decode(z, types, size)
-        fake = self.generator.ranking.normalise(self.generator.observation.draw(decoded, types, size, self.rng))
+        fake = self.generator.ranking.normalise(
+            self.generator.observation.draw(decoded, types, size, self._rng_of_step())
+        )
 
         penalise = self.step % params.r1_every == 0
         real.requires_grad_(penalise)
         verdict_real, verdict_fake = self.critic(real, types), self.critic(fake.detach(), types)
-        critic_loss = F.softplus(-verdict_real).mean() + F.softplus(verdict_fake).mean()
+        critic_loss = self.share * (F.softplus(-verdict_real).mean() + F.softplus(verdict_fake).mean())
         loss = critic_loss
         if penalise:
             (gradient,) = torch.autograd.grad(verdict_real.sum(), real, create_graph=True)
-            loss = loss + 0.5 * params.r1_weight * params.r1_every * gradient.square().sum(1).mean()
+            penalty = self.share * gradient.square().sum(1).mean()
+            loss = loss + 0.5 * params.r1_weight * params.r1_every * penalty
         self.critic_optimizer.zero_grad()
         loss.backward()
+        self.team.add_gradients(self.critic.parameters())
         self.critic_optimizer.step()
 
         self.critic.requires_grad_(False)
-        adversarial = F.softplus(-self.critic(fake, types)).mean()
+        adversarial = self.share * F.softplus(-self.critic(fake, types)).mean()
         self.critic.requires_grad_(True)
         self.generator_optimizer.zero_grad()
         (nll + kl + params.adversarial_weight * adversarial).backward()
+        self.team.add_gradients(self.generator.parameters())
         self.generator_optimizer.step()
-        return {
-            "nll": nll.detach(), "kl": kl.detach(), "adversarial": adversarial.detach(), "critic": critic_loss.detach(),
-        }  # fmt: skip
+        return {"nll": nll, "kl": kl, "adversarial": adversarial, "critic": critic_loss}
+
+    def _rng_of_step(self) -> torch.Generator:
+        """Return what counts are drawn by: a generator of this step and process, so that no state of it is kept."""
+        key = np.random.SeedSequence((self.seed, self.step, self.team.rank)).generate_state(2)
+        return torch.Generator(self.cells.types.device).manual_seed(int(key[0]) << 31 | int(key[1]) >> 1)
 
     def _follow(self) -> None:
         """Move the average after the weights; during the anchor phase it is the weights."""
@@ -381,7 +405,7 @@ class Training:
             if self.step == self.anchor_steps or not anchoring:
                 self._follow()
             if self.step % LOG_EVERY == 0 or self.step == self.total_steps:
-                row = {name: float(value) for name, value in terms.items()}
+                row = self.team.add(terms)
                 self.losses.append({"step": self.step, **row})
                 if anchoring:
                     report("anchor", self.step, self.anchor_steps, **row)

@@ -117,7 +117,8 @@ class SeededGan:
         from_seed = torch.rand(n_rows, generator=rng, device=device) < (self.leakage if n_seeds else 0.0)
         if n_seeds:
             row = torch.randint(n_seeds, (n_rows,), generator=rng, device=device)
-            posterior = reparameterise(of_type.seed_mean[row], of_type.seed_log_variance[row], rng)
+            of_seed = torch.randn(noise.shape, generator=rng, device=device)
+            posterior = reparameterise(of_type.seed_mean[row], of_type.seed_log_variance[row], of_seed)
             z = torch.where(from_seed[:, None], posterior, z)
         types = torch.full((n_rows,), t, device=device)
         x = self.generator.observation.draw(self.generator.decode(z, types, size), types, size, rng)
