@@ -4,6 +4,8 @@
 PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
+WORKFLOW_READY := .venv/.workflow_ready
+CORES ?= 2
 
 PYTHON37 ?= python3.7
 # pyenv's python3.7 fails where no 3.7 is chosen, so its versions are tried by path
@@ -12,7 +14,7 @@ FOUND37 = $(shell for p in "$(PYTHON37)" "$${PYENV_ROOT:-$$HOME/.pyenv}"/version
 TF1_READY := .venv-tf1/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help garage report optional test test-fast docs tf1 test-tf1 clean
+.PHONY: help garage report optional reproduce reproduce-smoke test test-fast docs tf1 test-tf1 clean
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z0-9-]*\):.*## /  make \1\t/p' Makefile
@@ -25,6 +27,13 @@ optional: $(READY)  ## add what some controls and tests need: scvi-tools, scib-m
 
 report: $(READY)  ## write a page about the run of `make garage`, or about RUN=folder
 	$(BIN)/python analysis/report.py --run $(or $(RUN),results/synthetic/pbmc68k/garage/seed42)
+
+reproduce: $(WORKFLOW_READY)  ## data, every run, table and figure, as workflow/config.yaml says; CORES=8 for more at a time
+	$(BIN)/python -m snakemake --cores $(CORES) --keep-going all
+
+reproduce-smoke: $(WORKFLOW_READY)  ## the same on toy cells in a copy, results/smoke
+	rm -rf results/smoke
+	$(BIN)/python workflow/smoke.py --cores $(CORES)
 
 test: $(READY)  ## lint, format, types and every test
 	$(BIN)/ruff check .
@@ -56,6 +65,10 @@ $(READY): requirements_garage.txt pyproject.toml
 	{ echo "error: $(PYTHON) is not Python 3.11 or 3.12: name one that is, as in make PYTHON=python3.12" >&2; exit 1; }
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet -r requirements_garage.txt
+	@touch $@
+
+$(WORKFLOW_READY): requirements_workflow.txt $(READY)
+	$(BIN)/python -m pip install --quiet -r requirements_workflow.txt
 	@touch $@
 
 $(TF1_READY): requirements_benchmarking.txt
