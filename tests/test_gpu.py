@@ -7,11 +7,11 @@ import numpy as np
 import pytest
 import scipy.sparse as sp
 import torch
+from conftest import make_toy
 
 from common.cli import silent
 from common.scale import to_log
 from config import GarageParams
-from conftest import make_toy
 from data_generation import garage
 from data_generation.cell_selection import select
 from data_generation.seeded_gan import Training, TrainingCells
