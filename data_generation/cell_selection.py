@@ -30,9 +30,9 @@ from config import SelectionParams
 
 EXACT_UP_TO = 20_000  # cells; beyond this principal components are those of so many, neighbours are approximate, and
 # the attention network learns from batches
-BATCH_CELLS = 1024  # cells of such a batch
-VALIDATION_CELLS = 512  # cells that it is judged by
-FAN_OUT = 8  # neighbours that each cell of a batch listens to at most
+BATCH_CELLS = 512  # cells of such a batch
+VALIDATION_CELLS = 256  # cells that it is judged by
+FAN_OUT = 4  # neighbours that each cell of a batch listens to at most
 
 
 @dataclass(frozen=True)
