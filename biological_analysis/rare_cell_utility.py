@@ -600,4 +600,6 @@ def _show(rows: pd.DataFrame, kind: str, by: str, text: str) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    from biological_analysis import rare_cell_utility  # as processes know it: what is cached has no name in a script
+
+    rare_cell_utility.main()
