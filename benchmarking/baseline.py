@@ -44,7 +44,7 @@ from common.generation import (
     report_cells,
     write_held,
 )
-from common.run import Stopwatch, claimed, read_tensors, write_cells, write_json, write_table, write_tensors
+from common.run import Stopwatch, claimed, read_tensors, write_cells, write_record, write_table, write_tensors
 from config import BASELINES, BaselineParams
 
 METHODS = {
@@ -304,7 +304,7 @@ def script(
             write_table(folder / "losses.csv", model.losses)
             write_held(folder, held)
             write_tensors(folder / "model.pt", content_of(model, method, args.params))
-            write_json(folder / "run.json", record_of(
+            write_record(folder, record_of(
                 cells, args, argv=argv, method=name, params=asdict(args.params), notes=model.memory.notes,
                 device=device, clock=clock, baseline=method, labels=labels, steps=_last(model.losses),
             ))  # fmt: skip

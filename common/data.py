@@ -27,6 +27,7 @@ from common.checks import (
 from common.clustering import N_NEIGHBORS, cluster_cells
 from common.disk import as_dask, is_on_disk, map_rows, read_on_disk, subset
 from common.errors import UserError
+from common.run import file_digest
 from common.scale import Scale, check_scale, detect_scale, recover_counts, to_log
 from common.tables import read_expression, read_labels
 from common.threads import torch_threads_kept
@@ -392,14 +393,9 @@ def _checksums(cells: AnnData, source: CellSource) -> dict[str, str]:
     if source.input and source.input.suffix == ".zarr":
         store = files.pop(0)
         parts = sorted(path for path in store.rglob("*") if path.is_file())
-        lines = [f"{_checksum(path)}  {path.relative_to(store).as_posix()}\n" for path in parts]
+        lines = [f"{file_digest(path)}  {path.relative_to(store).as_posix()}\n" for path in parts]
         sums[store.name] = hashlib.sha256("".join(lines).encode()).hexdigest()
     elif source.input and source.input.is_dir():
         files[:1] = _files_of_10x(source.input)
-    sums |= {path.name: _checksum(path) for path in files}
+    sums |= {path.name: file_digest(existing(path)) for path in files}
     return sums or {"pbmc68k": hashlib.sha256(cells.X.toarray().tobytes()).hexdigest()}
-
-
-def _checksum(path: Path) -> str:
-    with existing(path).open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

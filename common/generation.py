@@ -15,7 +15,7 @@ from common.data import CellSource, load_cells, select_genes, split_cells
 from common.device import Device, choose_device
 from common.disk import subset
 from common.errors import UserError
-from common.run import Stopwatch, claimed, digest, environment, write_json, write_table
+from common.run import Stopwatch, claimed, environment, file_digest, write_record, write_table
 from config import RESULTS_DIR, SEED
 
 P = TypeVar("P")
@@ -116,7 +116,7 @@ def write_held(folder: Path, held: AnnData | None) -> None:
 
 def forget_result(folder: Path) -> None:
     """Remove what an earlier run left: until a new one is whole there is no run.json."""
-    for old in ("run.json", "heldout.csv"):
+    for old in ("run.json", "heldout.csv", "seeds.csv"):
         (folder / old).unlink(missing_ok=True)
 
 
@@ -164,9 +164,9 @@ def draw_from(
         clock = Stopwatch()
         with clock.stage("sampling"):
             drawn = draw(args, model, folder)
-        write_json(folder / "run.json", {
+        write_record(folder, {
             "argv": argv, "drawn_from": str(args.from_.resolve()), **describe(model),
-            "sha256": {"model.pt": digest(path.read_bytes())}, "seed": args.seed,
+            "sha256": {"model.pt": file_digest(path)}, "seed": args.seed,
             **environment(choose_device(args.device)), "stages": clock.stages,
         })  # fmt: skip
     console.print(f"wrote cells.h5ad, cells.csv and run.json to {escape(str(folder))}", soft_wrap=True)

@@ -27,6 +27,7 @@ import torch
 from anndata import AnnData
 from filelock import FileLock, Timeout
 
+from common.checks import existing, reading
 from common.cli import errors
 from common.errors import UserError, is_out_of_memory
 
@@ -35,6 +36,7 @@ Checkpoint = Callable[[Callable[[], dict[str, Any]]], None]
 
 CHECKPOINT_SECONDS = 20.0  # between two checkpoints within a stage: a kill costs at most this much work
 CSV_ROWS = 500  # rows of cells.csv made dense at a time
+CHECKED = ("cells.h5ad", "heldout.csv", "seeds.csv")  # what others read of a run; model.pt has checksums inside
 PACKAGES = ("anndata", "numpy", "scanpy", "scikit-learn", "scipy", "torch", "torch-geometric")
 
 
@@ -131,6 +133,28 @@ def write_json(path: Path, content: dict[str, Any]) -> None:
     """Write indented JSON atomically."""
     with atomic(path) as part:
         part.write_text(json.dumps(content, indent=2, default=str) + "\n")
+
+
+def write_record(folder: Path, record: dict[str, Any]) -> None:
+    """Write run.json; its `files` are the SHA-256 of those files of the run that hold no checksum of their own."""
+    sums = {name: file_digest(folder / name) for name in CHECKED if (folder / name).exists()}
+    write_json(folder / "run.json", {**record, "files": sums})
+
+
+def intact(path: Path) -> Path:
+    """Return the path of a run's file, if it is what the run wrote.
+
+    Raises
+    ------
+    UserError
+        If it is missing, or its SHA-256 is not the one in run.json.
+    """
+    record = path.with_name("run.json")
+    with reading(record, "record of a run"):
+        sums = json.loads(record.read_text()).get("files", {}) if record.exists() else {}
+    if sums.get(existing(path).name, file_digest(path)) != file_digest(path):
+        raise UserError(f"{path} is damaged, or was changed since its run: repeat the run")
+    return path
 
 
 def write_table(path: Path, table: pd.DataFrame) -> None:
@@ -319,7 +343,7 @@ class ResumableRun:
 
 
 class Stopwatch:
-    """Seconds and peak memory of each stage, for `run.json`."""
+    """Seconds, by the clock and of the processor, and peak memory of each stage, for `run.json`."""
 
     def __init__(self) -> None:
         self.stages: dict[str, dict[str, float]] = {}
@@ -327,11 +351,14 @@ class Stopwatch:
     @contextlib.contextmanager
     def stage(self, name: str) -> Iterator[None]:
         """Measure a block. Peak memory is the process's so far, in MB."""
-        start = time.monotonic()
+        start, cpu_start = time.monotonic(), time.process_time()
         yield
         unit = 1 if platform.system() == "Darwin" else 1024  # ru_maxrss is in bytes there, in KB elsewhere
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e6
-        self.stages[name] = {"seconds": round(time.monotonic() - start, 2), "peak_memory_mb": round(peak, 1)}
+        self.stages[name] = {
+            "seconds": round(time.monotonic() - start, 2), "cpu_seconds": round(time.process_time() - cpu_start, 2),
+            "peak_memory_mb": round(peak, 1),
+        }  # fmt: skip
 
 
 def digest(*parts: bytes | memoryview) -> str:
@@ -341,6 +368,12 @@ def digest(*parts: bytes | memoryview) -> str:
         sum_.update(b"\0" * (i > 0))
         sum_.update(part)
     return sum_.hexdigest()
+
+
+def file_digest(path: Path) -> str:
+    """Return the SHA-256 of a file."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def environment(device: torch.device) -> dict[str, Any]:

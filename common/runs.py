@@ -9,9 +9,10 @@ import anndata
 import pandas as pd
 from anndata import AnnData
 
-from common.checks import existing, reading
+from common.checks import reading
 from common.data import CellSource, load_cells
 from common.errors import UserError
+from common.run import intact
 
 
 @dataclass(frozen=True)
@@ -70,8 +71,14 @@ def read_source(folder: Path) -> CellSource:
 
 def read_synthetic(folder: Path) -> AnnData:
     """Read the synthetic cells of a run."""
-    with reading(existing(folder / "cells.h5ad"), "h5ad file"):
-        return anndata.read_h5ad(folder / "cells.h5ad")
+    path = intact(folder / "cells.h5ad")
+    with reading(path, "h5ad file"):
+        return anndata.read_h5ad(path)
+
+
+def _read_table(path: Path) -> pd.DataFrame:
+    with reading(intact(path), "table of cells"):
+        return pd.read_csv(path, dtype={"cell": str}, keep_default_na=False)
 
 
 def with_genes_of(real: AnnData, synthetic: AnnData) -> AnnData:
@@ -122,7 +129,9 @@ def load_run(folder: Path, *, needs_held: bool = True) -> Run:
     folder = folder.resolve()
     record = read_record(folder)
     trained_in = Path(record.get("trained_in", folder))
-    has_held = (trained_in / "heldout.csv").exists()
+    has_held, has_seeds = (
+        (trained_in / name).exists() or name in record.get("files", {}) for name in ("heldout.csv", "seeds.csv")
+    )
     if needs_held and not has_held:
         raise UserError(
             f"{trained_in} learnt from every cell, so that none is left to judge it by: repeat it with --holdout 0.5"
@@ -132,10 +141,9 @@ def load_run(folder: Path, *, needs_held: bool = True) -> Run:
         raise UserError(f"the real cells of {folder} have changed since the run: repeat the run with those of today")
     synthetic = read_synthetic(folder)
     real = with_genes_of(real, synthetic)
-    with reading(trained_in / "heldout.csv", "table of held-out cells"):
-        names = pd.read_csv(trained_in / "heldout.csv", dtype=str)["cell"] if has_held else []
+    names = _read_table(trained_in / "heldout.csv")["cell"] if has_held else []
     is_held = real.obs_names.isin(names)
-    seeds = pd.read_csv(trained_in / "seeds.csv", dtype={"cell": str}) if (trained_in / "seeds.csv").exists() else None
+    seeds = _read_table(trained_in / "seeds.csv") if has_seeds else None
     dataset, split, seed, method = identify(folder)
     return Run(
         folder=folder, dataset=dataset, method=method, seed=seed, split=split, params=record["params"],

@@ -49,7 +49,7 @@ from common.run import (
     claimed,
     digest,
     write_cells,
-    write_json,
+    write_record,
     write_table,
     write_tensors,
 )
@@ -206,7 +206,7 @@ def _train_and_draw(args: Args, argv: list[str], team: Team) -> None:
         write_table(folder / "losses.csv", model.losses)
         write_held(folder, held)
         write_tensors(folder / "model.pt", model.content())
-        write_json(folder / "run.json", record_of(
+        write_record(folder, record_of(
             cells, args, argv=argv, method=name, params=asdict(params), notes=model.notes, device=model.device,
             clock=clock, attention_accuracy=model.accuracy,
             labels="classifier" if isinstance(params, PaperParams) else "given",

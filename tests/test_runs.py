@@ -37,6 +37,13 @@ def broken(toy_runs, tmp_path):
     return shutil.copytree(toy_runs / "seed0", tmp_path / "run")
 
 
+def forget_checksums(folder):
+    """Make a run as they were before run.json held checksums."""
+    record = json.loads((folder / "run.json").read_text())
+    assert set(record.pop("files")) == {"cells.h5ad", "heldout.csv", "seeds.csv"}
+    (folder / "run.json").write_text(json.dumps(record))
+
+
 def complaint(folder) -> str:
     with pytest.raises(UserError) as error:
         load_run(folder)
@@ -50,6 +57,8 @@ def test_an_unfinished_run(broken):
 
 def test_a_run_that_held_nothing_out(broken):
     (broken / "heldout.csv").unlink()
+    assert "heldout.csv does not exist" in complaint(broken)
+    forget_checksums(broken)
     assert "repeat it with --holdout 0.5" in complaint(broken)
 
 
@@ -66,4 +75,6 @@ def test_genes_that_are_gone(broken):
     cells = anndata.read_h5ad(broken / "cells.h5ad")
     cells.var_names = ["other", *cells.var_names[1:]]
     cells.write_h5ad(broken / "cells.h5ad")
+    assert "cells.h5ad is damaged, or was changed" in complaint(broken)
+    forget_checksums(broken)
     assert "no gene 'other' any more" in complaint(broken)
