@@ -3,13 +3,14 @@
 import numpy as np
 import pandas as pd
 import pytest
-from conftest import make_toy
+from conftest import make_toy, on_scale
 from matplotlib import pyplot
 
 from benchmarking.performance import quality_against_time, scale
 from benchmarking.performance.quality_against_time import judge, time_ratio
 from benchmarking.performance.scale import resample
 from common.data import CellSource
+from common.errors import UserError
 from common.generation import load_split
 
 
@@ -50,41 +51,82 @@ def test_judge_knows_good_cells_from_bad_ones(h5ad):
     assert good["rf_auroc_pcs"] < bad["rf_auroc_pcs"]
 
 
-def test_ratio_is_of_the_first_time_that_is_as_good_in_both():
-    points = {
-        "slow": [(10, 0.5, 0.1), (20, 0.2, 0.3), (30, 0.3, 0.4)],
-        "fast": [(1, 0.2, 0.1), (2, 0.1, 0.4), (4, 0.1, 0.9)],
-    }
-    table = pd.DataFrame(
+def curve(points):
+    """Long table of (method, seconds, MMD, coverage)."""
+    return pd.DataFrame(
         [
             {"method": method, "seconds": seconds, "metric": metric, "value": value}
-            for method, rows in points.items()
-            for seconds, mmd, coverage in rows
-            for metric, value in (("mmd_pcs", mmd), ("coverage_pcs", coverage))
+            for method, seconds, *values in points
+            for metric, value in zip(("mmd_pcs", "coverage_pcs"), values, strict=True)
         ]
     )
-    assert time_ratio(table, "slow", "fast") == 15  # 30 s for the best of both, 2 s to be as good
-    assert np.isnan(time_ratio(table, "fast", "slow"))
+
+
+def test_ratio_is_of_the_first_time_that_is_as_good_as_the_best():
+    slow = [("slow", 10, 0.5, 0.1), ("slow", 20, 0.2, 0.3), ("slow", 30, 0.3, 0.4)]
+    table = curve([*slow, ("fast", 1, 0.2, 0.1), ("fast", 2, 0.1, 0.4), ("fast", 4, 0.1, 0.9)])
+    assert time_ratio(table, "slow", "fast", ["mmd_pcs"]) == 20
+    assert time_ratio(table, "slow", "fast", ["mmd_pcs", "coverage_pcs"]) == 15  # 30 s for both, 2 s to be as good
+    assert np.isnan(time_ratio(table, "fast", "slow", ["mmd_pcs"]))
+
+
+def test_below_zero_is_no_better_than_zero():
+    table = curve([("slow", 10, 0.0, 0.5), ("slow", 20, -0.1, 0.5), ("fast", 5, -0.05, 0.5)])
+    assert time_ratio(table, "slow", "fast", ["mmd_pcs"]) == 2
 
 
 @pytest.mark.slow
-def test_curves_are_measured(h5ad, tmp_path, monkeypatch):
-    monkeypatch.setattr(quality_against_time, "RESULTS_DIR", tmp_path)
+def test_curves_are_measured(h5ad, tmp_path, capsys):
+    out = tmp_path / "quality.csv"
+    flags = ["--input", str(h5ad), "--every", "2", "--out", str(out), "--figures", str(tmp_path)]
     quality_against_time.main(
-        ["--input", str(h5ad), "--methods", "garage", "published", "--garage-epochs", "1", "2", "--iterations", "3",
-         "--every", "2"]
-    )  # fmt: skip
-    table = pd.read_csv(tmp_path / "tables/performance_quality_toy.csv")
+        [*flags, "--methods", "garage", "published", "--garage-epochs", "1", "2", "--iterations", "3"]
+    )
+    table = pd.read_csv(out)
     assert table.groupby("method")["steps"].unique().map(list).to_dict() == {"garage": [1, 2], "published": [2, 3]}
-    assert (table["seconds"] > 0).all() and set(table["metric"]) == set(quality_against_time.METRICS)
-    assert pyplot.imread(tmp_path / "figures/performance_quality_toy.png").size
+    assert (table["seconds"] > 0).all() and set(table["metric"]) == set(quality_against_time.COMPARED)
+    assert table.groupby("method")["seconds"].apply(lambda seconds: seconds.is_monotonic_increasing)["published"]
+    assert "times less than published needs for its best" in capsys.readouterr().out
+    assert pyplot.imread(tmp_path / "performance_quality_toy.png").size
+
+    garage = table[table["method"] == "garage"]
+    quality_against_time.main([*flags, "--methods", "published", "--iterations", "2"])
+    again = pd.read_csv(out)
+    assert again.loc[again["method"] == "published", "steps"].unique().tolist() == [2]
+    kept = again[again["method"] == "garage"].reset_index(drop=True)
+    pd.testing.assert_frame_equal(kept, garage.reset_index(drop=True))
+
+
+def test_held_out_cells_must_judge(h5ad, capsys):
+    with pytest.raises(SystemExit) as stopped:
+        quality_against_time.main(["--input", str(h5ad), "--holdout", "0"])
+    assert stopped.value.code == 2 and "--holdout is 0.0: give a share" in capsys.readouterr().err
+
+
+def test_only_counts_are_thinned(tmp_path, capsys):
+    on_scale(make_toy(), "log").write_h5ad(tmp_path / "log.h5ad")
+    with pytest.raises(SystemExit) as stopped:
+        scale.main(["--input", str(tmp_path / "log.h5ad")])
+    assert stopped.value.code == 2 and "holds log values, which cannot be thinned" in capsys.readouterr().err
 
 
 @pytest.mark.slow
-def test_cost_is_measured(h5ad, tmp_path):
+def test_a_run_that_fails_says_why(tmp_path):
+    with pytest.raises(UserError, match=r"garage\.py failed: .*nowhere\.h5ad"):
+        scale.measure(["--input", str(tmp_path / "nowhere.h5ad")])
+
+
+@pytest.mark.slow
+def test_cost_is_measured_once(h5ad, tmp_path, monkeypatch):
     out = tmp_path / "scale.csv"
-    scale.main(["--input", str(h5ad), "--cells", "60", "--genes", "15", "--sample", "70", "--out", str(out)])
+    flags = ["--input", str(h5ad), "--cells", "60", "--genes", "15", "--sample", "70", "--out", str(out)]
+    scale.main(flags)
     table = pd.read_csv(out)
-    assert table["drawn"].tolist() == [60, 70] and (table["genes"] == 15).all()
-    assert (table[["wall_s", "cpu_s", "peak_mb", "peak_own_mb", "sampling_s"]] > 0).all(axis=None)
-    assert (table["peak_own_mb"] <= table["peak_mb"]).all() and table["training_s"].notna().tolist() == [True, False]
+    assert table["drawn"].tolist() == [60, 70] and (table["genes"] == 15).all() and table["on_disk"].all()
+    assert (table[["wall_s", "cpu_s", "peak_mb", "peak_own_mb", "sampling_cpu_s"]] > 0).all(axis=None)
+    assert (table["peak_own_mb"] <= table["peak_mb"]).all() and table["training_cpu_s"].notna().tolist() == [
+        True,
+        False,
+    ]
+    monkeypatch.setattr(scale, "measure", None)  # not called
+    scale.main(flags)

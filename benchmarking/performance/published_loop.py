@@ -76,3 +76,9 @@ class PublishedLoop:
             nn.utils.clip_grad_norm_(self.generator.parameters(), self.params.clip_norm)
             self.generator_optimizer.step()
         return generator_loss.item(), critic_loss.item()
+
+    @torch.no_grad()
+    def draw(self) -> np.ndarray:
+        """Return generated cells, as many as it learns from, shape (n_cells, n_genes)."""
+        cells: np.ndarray = self.generator(self._input()).float().numpy()
+        return cells

@@ -1,17 +1,23 @@
-"""Cost by number of cells and genes: whole runs of GARAGE on cells that stay on disk, each a process of its own.
+"""Cost by number of cells and genes: whole runs of GARAGE, each a process of its own, from an h5ad file on disk.
 
 The cells are real counts, resampled with replacement and thinned (each molecule is kept with a probability of .8), so
 that no two are alike; more cells say nothing new of biology, and quality is not judged. Genes beyond those of the input
-are further thinned copies of its genes.
+are further thinned copies of its genes. Peak memory is told twice: all that is resident, and of it what is the
+process's own; the rest are pages of mapped files, which the system takes back when others need room.
 
-Run:    python benchmarking/performance/scale.py --input pbmc3k.h5ad --cells 1000 3000 10000 30000 100000 300000
-        python benchmarking/performance/scale.py --input pbmc3k.h5ad --cells 3000 --genes 1000 5000 20000
-        python benchmarking/performance/scale.py --input pbmc3k.h5ad --cells 3000 --sample 1000000
+Run:    OMP_NUM_THREADS=1 python benchmarking/performance/scale.py --input pbmc3k.h5ad
+        OMP_NUM_THREADS=1 python benchmarking/performance/scale.py --input pbmc3k.h5ad --no-on-disk \\
+            --cells 1000 3000 10000 30000
+        OMP_NUM_THREADS=1 python benchmarking/performance/scale.py --input pbmc3k.h5ad --cells 3000 \\
+            --genes 1000 5000 20000
+        OMP_NUM_THREADS=1 python benchmarking/performance/scale.py --input pbmc3k.h5ad --cells 3000 --sample 1000000
 Reads:  an h5ad file of counts with cell types in obs
-Writes: results/tables/performance_scale.csv, as it goes; a row a run: cells, genes, drawn, on_disk, wall_s, cpu_s,
-        peak_mb (resident), peak_own_mb (of it not the pages of mapped files), and seconds of each stage
+Writes: results/tables/performance_scale.csv, as it goes; runs that it holds already are not measured again. A row a
+        run: cells, genes, on_disk, drawn, wall_s, cpu_s, peak_mb, peak_own_mb, and seconds of the processor that each
+        stage took
 """
 
+import itertools
 import json
 import os
 import re
@@ -23,7 +29,6 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import anndata
 import numpy as np
 import pandas as pd
 import scipy.sparse as sp
@@ -39,6 +44,7 @@ from config import RESULTS_DIR, ROOT
 KEPT = 0.8  # of a cell's molecules
 CELLS_AT_ONCE = 10_000
 POLL_SECONDS = 0.2
+KB = 1024 / 1e6  # as the system counts memory, in MB
 
 
 @dataclass(frozen=True)
@@ -58,7 +64,7 @@ class Options:
     on_disk: bool = True
     """leave the cells on disk"""
     out: Path = RESULTS_DIR / "tables" / "performance_scale.csv"
-    """table to write; rows that are there are kept"""
+    """table to write"""
 
 
 def resample(real: AnnData, n_cells: int, n_genes: int, seed: int) -> Iterator[AnnData]:
@@ -109,14 +115,32 @@ def measure(flags: Sequence[str]) -> dict[str, float]:
             raise UserError(f"garage.py failed: {complaints.read().strip().splitlines()[-1]}")
     return {
         "wall_s": time.perf_counter() - start, "cpu_s": usage.ru_utime + usage.ru_stime,
-        "peak_mb": usage.ru_maxrss / 1e3, "peak_own_mb": own / 1e3,
+        "peak_mb": usage.ru_maxrss * KB, "peak_own_mb": own * KB,
     }  # fmt: skip
 
 
-def stages_of(folder: Path) -> dict[str, float]:
-    """Return the seconds of each stage of a run, by the clock."""
-    stages = json.loads((folder / "run.json").read_text())["stages"]
-    return {f"{name}_s": stage["seconds"] for name, stage in stages.items()}
+def is_there(path: Path, at: dict[str, int | bool]) -> bool:
+    """Tell whether the table has a run."""
+    return path.exists() and bool((pd.read_csv(path)[list(at)] == pd.Series(at)).all(axis=1).any())
+
+
+def add_row(path: Path, row: dict[str, float]) -> None:
+    """Write a row into the table, in the place of an older one of the same run."""
+    older = [pd.read_csv(path)] if path.exists() else []
+    table = pd.concat([*older, pd.DataFrame([row])])
+    keys = ["on_disk", "genes", "cells", "drawn"]
+    write_table(path, table.drop_duplicates(keys, keep="last").sort_values(keys, ascending=[False, True, True, True]))
+
+
+def run(at: dict[str, int | bool], flags: Sequence[str], out: Path) -> dict[str, float]:
+    """Run GARAGE on the CPU, and return the row of the table."""
+    measured = measure(["--no-csv", "--device", "cpu", "--out", str(out), *flags])
+    stages = json.loads((out / "run.json").read_text())["stages"]
+    console.print(
+        f"{at['cells']:,} cells x {at['genes']:,} genes, {at['drawn']:,} drawn: {measured['cpu_s']:.0f} s of the "
+        f"processor, {measured['peak_mb']:.0f} MB, {measured['peak_own_mb']:.0f} of it its own"
+    )
+    return {**at, **measured, **{f"{name}_cpu_s": stage["cpu_seconds"] for name, stage in stages.items()}}
 
 
 @run_script
@@ -126,29 +150,20 @@ def main(argv: Sequence[str] | None = None) -> None:
     real = load_cells(CellSource(input=options.input, label_key=options.label_key))
     if real.uns["scale"] != "counts":
         raise UserError(f"{options.input} holds {real.uns['scale']} values, which cannot be thinned: give counts")
-    rows = pd.read_csv(options.out).to_dict("records") if options.out.exists() else []
-    for n_genes in options.genes:
-        for n_cells in options.cells:
-            with tempfile.TemporaryDirectory(prefix="garage-") as scratch:
-                folder = Path(scratch)
-                write_cells(folder, resample(real, n_cells, n_genes, seed=0), text=False)
-                flags = ["--no-csv", "--device", "cpu", "--out", str(folder / "run")]
-                more = ["--on-disk"] if options.on_disk else []
-                at = {"cells": n_cells, "genes": n_genes, "on_disk": options.on_disk}
-                run = measure(["--input", str(folder / "cells.h5ad"), *more, *flags])
-                rows.append({**at, "drawn": n_cells, **run, **stages_of(folder / "run")})
-                if options.sample is not None:
-                    flags[-1] = str(folder / "drawn")
-                    drawing = ["--from", str(folder / "run"), "--n-cells", str(options.sample)]
-                    run = measure([*drawing, *flags])
-                    assert anndata.read_h5ad(folder / "drawn" / "cells.h5ad", backed="r").n_obs == options.sample
-                    rows.append({**at, "drawn": options.sample, **run, **stages_of(folder / "drawn")})
-            write_table(options.out, pd.DataFrame(rows))
-            console.print(
-                f"{n_cells} cells x {n_genes} genes, {rows[-1]['drawn']} drawn: {run['wall_s']:.0f} s, "
-                f"{run['cpu_s']:.0f} s of the processor, {run['peak_mb']:.0f} MB ({run['peak_own_mb']:.0f} its own)"
-            )
-    console.print(f"wrote {options.out}")
+    for n_genes, n_cells in itertools.product(options.genes, options.cells):
+        at = {"cells": n_cells, "genes": n_genes, "on_disk": options.on_disk, "drawn": n_cells}
+        more = {**at, "drawn": options.sample or n_cells}
+        if is_there(options.out, more):
+            continue
+        with tempfile.TemporaryDirectory(prefix="garage-") as scratch:
+            folder = Path(scratch)
+            write_cells(folder, resample(real, n_cells, n_genes, seed=0), text=False)
+            on_disk = ["--on-disk"] if options.on_disk else []
+            add_row(options.out, run(at, ["--input", str(folder / "cells.h5ad"), *on_disk], folder / "run"))
+            if more != at:
+                flags = ["--from", str(folder / "run"), "--n-cells", str(options.sample)]
+                add_row(options.out, run(more, flags, folder / "drawn"))
+    console.print(f"wrote {options.out}", soft_wrap=True)
 
 
 if __name__ == "__main__":
