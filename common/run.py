@@ -10,6 +10,7 @@ import json
 import os
 import platform
 import resource
+import shutil
 import signal
 import subprocess
 import threading
@@ -35,6 +36,7 @@ Checkpoint = Callable[[Callable[[], dict[str, Any]]], None]
 """What a training loop calls after each step with a function that returns its state."""
 
 CHECKPOINT_SECONDS = 20.0  # between two checkpoints within a stage: a kill costs at most this much work
+HDF5_CACHES = 5_000_000  # bytes that may wait for the closing of an HDF5 file
 CSV_ROWS = 500  # rows of cells.csv made dense at a time
 CHECKED = ("cells.h5ad", "heldout.csv", "seeds.csv")  # what others read of a run; model.pt has checksums inside
 PACKAGES = ("anndata", "numpy", "scanpy", "scikit-learn", "scipy", "torch", "torch-geometric")
@@ -198,6 +200,12 @@ def read_tensors(path: Path) -> dict[str, Any]:
     return content
 
 
+def _check_room(folder: Path, n_bytes: int) -> None:
+    """Fail before the disk is full: HDF5 would then fail again when it closes its file, and print what it thinks."""
+    if shutil.disk_usage(folder).free < n_bytes + HDF5_CACHES:
+        raise OSError(errno.ENOSPC, "no space left on device")
+
+
 def write_cells(folder: Path, blocks: Iterable[AnnData], name: str = "cells", *, text: bool = True) -> pd.DataFrame:
     """Write cells, block by block, as `<name>.h5ad` and as `<name>.csv` (cell, cell_type, then genes).
 
@@ -220,6 +228,7 @@ def write_cells(folder: Path, blocks: Iterable[AnnData], name: str = "cells", *,
         file = stack.enter_context(h5py.File(stack.enter_context(atomic(folder / f"{name}.h5ad")), "w"))
         csv = stack.enter_context(stack.enter_context(atomic(folder / f"{name}.csv")).open("w")) if text else None
         for block in blocks:
+            _check_room(folder, block.X.data.nbytes + block.X.indices.nbytes + block.X.indptr.nbytes)
             if X is None:
                 # by cells drawn so far, which may be more than an int32 counts in the end
                 anndata.io.write_elem(file, "X", block.X, dataset_kwargs={"compression": "gzip", "indptr_dtype": "i8"})
@@ -231,6 +240,7 @@ def write_cells(folder: Path, blocks: Iterable[AnnData], name: str = "cells", *,
                     _text(block[start : start + CSV_ROWS]).to_csv(csv, header=not obs and not start, index_label="cell")
             obs.append(block.obs)
         table = pd.concat(obs)
+        _check_room(folder, table.memory_usage(deep=True).sum())
         for part, value in (("obs", table), ("var", block.var), ("uns", dict(block.uns))):
             anndata.io.write_elem(file, part, value)
         file.attrs.update({"encoding-type": "anndata", "encoding-version": "0.1.0"})
