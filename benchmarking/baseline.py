@@ -278,6 +278,8 @@ def script(
         argv = list(sys.argv[1:] if argv is None else argv)
         args = parse(method, argv, doc)
         check_seed(args)
+        if args.source.on_disk:
+            raise UserError("a baseline learns from all cells in memory: leave out --on-disk")
         torch.use_deterministic_algorithms(True, warn_only=True)
         if args.from_ is not None:
             draw_from(

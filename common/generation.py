@@ -169,7 +169,7 @@ def draw_from(
             "sha256": {"model.pt": file_digest(path)}, "seed": args.seed,
             **environment(choose_device(args.device)), "stages": clock.stages,
         })  # fmt: skip
-    console.print(f"wrote cells.h5ad, cells.csv and run.json to {escape(str(folder))}", soft_wrap=True)
+    console.print(f"wrote the cells and run.json to {escape(str(folder))}", soft_wrap=True)
     return model, drawn
 
 

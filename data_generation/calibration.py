@@ -20,7 +20,7 @@ from config import CalibrateOn
 
 READ_COUNTS = 10.0  # median of the counts above zero beyond which they are reads of full-length protocols, not UMIs
 N_LEVELS = 33
-GENES_AT_ONCE = 2000  # bounds the memory of sorting
+SORTED_AT_ONCE = 2**23  # values, which bounds the memory of sorting: 32 MB a copy
 
 
 def quantile_levels(n_levels: int = N_LEVELS) -> Tensor:
@@ -156,7 +156,8 @@ class Calibration:
 
         def describe(values: Tensor, weights: Tensor, ceiling: Tensor) -> tuple[Tensor, Tensor]:
             atoms, quantiles = [], []
-            for genes in torch.arange(len(floor), device=real.device).split(GENES_AT_ONCE):
+            n_genes = max(1, SORTED_AT_ONCE // len(values))
+            for genes in torch.arange(len(floor), device=real.device).split(n_genes):
                 weight = weights * (values[:, genes] <= ceiling[genes])
                 is_above = values[:, genes] > floor[genes]
                 atoms.append((~is_above * weight).sum(0) / weight.sum(0))  # not 1 - the rest: none must be exactly 0

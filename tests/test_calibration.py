@@ -229,7 +229,7 @@ def test_genes_are_calibrated_each_for_itself(monkeypatch):
     alone = Calibration.fit(real[:, 4:5], wrong[:, 4:5], torch.zeros(1), OPEN, prior=5.0)
     for name in ("atom_from", "atom_to", "quantiles_from", "quantiles_to"):
         torch.testing.assert_close(getattr(whole, name)[4:5], getattr(alone, name))
-    monkeypatch.setattr("data_generation.calibration.GENES_AT_ONCE", 3)  # memory is bounded, results are the same
+    monkeypatch.setattr("data_generation.calibration.SORTED_AT_ONCE", 3)  # memory is bounded, results are the same
     parts = Calibration.fit(real, wrong, torch.zeros(7), OPEN.expand(7), prior=5.0)
     for name in vars(whole):
         torch.testing.assert_close(getattr(whole, name), getattr(parts, name))

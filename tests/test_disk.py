@@ -14,6 +14,7 @@ import scipy.sparse as sp
 from anndata import AnnData
 from conftest import make_toy
 
+from benchmarking.sota import vae
 from common import disk
 from common.data import CellSource, load_cells, select_genes
 from common.disk import as_dask, is_on_disk, map_rows, row_blocks, row_sums, subset, take, to_disk
@@ -202,6 +203,13 @@ def test_script_leaves_the_cells_on_disk(h5ad, tmp_path):
     with pytest.raises(SystemExit) as stopped:
         garage.main(["--input", str(h5ad), "--out", str(tmp_path / "p"), "--preset", "paper", "--on-disk"])
     assert stopped.value.code == 2
+
+
+def test_baselines_do_not_take_cells_on_disk(h5ad, tmp_path, capsys):
+    with pytest.raises(SystemExit) as stopped:
+        vae.main(["--input", str(h5ad), "--out", str(tmp_path / "run"), "--on-disk"])
+    assert stopped.value.code == 2 and "leave out --on-disk" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
 
 
 LIMIT = 200_000_000
