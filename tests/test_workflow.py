@@ -29,9 +29,16 @@ def snakemake(tree):
     """Run Snakemake on the copy with some configuration; return its exit code and what it told."""
 
     def run(*flags, **config):
-        given = {"datasets": [TOY], "seeds": 1, "n_top_genes": 50, "targets": ["benchmark"], **config}
+        given = {
+            "datasets": [TOY],
+            "seeds": 1,
+            "n_top_genes": 50,
+            "comparisons": [],
+            "targets": ["parts", "benchmark"],
+            **config,
+        }
         (tree / "config.yaml").write_text(yaml.safe_dump(given))
-        command = [sys.executable, "-m", "snakemake", "--cores", "2", "--configfile", "config.yaml", *flags]
+        command = [sys.executable, "-m", "snakemake", "--cores", "2", *flags, "--configfile", "config.yaml"]
         done = subprocess.run(command, cwd=tree, capture_output=True, text=True, check=False)
         return done.returncode, done.stdout + done.stderr
 

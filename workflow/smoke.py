@@ -72,8 +72,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     """
     args = tyro.cli(Args, args=argv, description=__doc__)
     copy_tree(args.out)
-    snakemake = [sys.executable, "-m", "snakemake", "--cores", str(args.cores), "all"]
-    done = subprocess.run([*snakemake, "--configfile", "workflow/smoke.yaml"], cwd=args.out, check=False)
+    command = [sys.executable, "-m", "snakemake", "--cores", str(args.cores), "--set-threads", "leakage=1"]
+    done = subprocess.run([*command, "--configfile", "workflow/smoke.yaml", "--", "all"], cwd=args.out, check=False)
     if done.returncode:
         sys.exit(done.returncode)
     console.print(f"wrote {args.out / 'results'}: everything runs", soft_wrap=True, markup=False)
