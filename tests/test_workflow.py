@@ -86,7 +86,7 @@ def test_a_dry_run_lists_the_matrix(snakemake):
 @pytest.mark.parametrize(
     ("config", "message"),
     [
-        ({"targets": ["figure"]}, "there is no target 'figure', only benchmark"),
+        ({"targets": ["figure"]}, "there is no target 'figure', only runs"),
         ({"methods": ["wgann"]}, "there is no method 'wgann'"),
         ({"datasets": ["data/absent.h5ad"]}, "no data set is there"),
     ],
