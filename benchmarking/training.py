@@ -71,7 +71,7 @@ class Memory:
 
     def like(self, codes: Tensor, rng: np.random.Generator) -> np.ndarray:
         """Return a training cell of each one's type, at random: its row, given codes of types, both (n_cells,)."""
-        names = np.array(list(self.frame.type_sizes))[codes.cpu()]
+        names = np.array(list(self.frame.type_sizes))[codes.cpu().numpy()]
         rows = np.empty(len(names), dtype=int)
         for name in np.unique(names):
             rows[names == name] = rng.choice(np.flatnonzero(self.types == name), (names == name).sum())

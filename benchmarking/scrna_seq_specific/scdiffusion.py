@@ -68,7 +68,7 @@ def make(frame: Frame, params: ScdiffusionParams) -> Latent:
 
 def draw(sampler: Latent, codes: Tensor, memory: Memory, rng: np.random.Generator) -> sp.csr_matrix:
     """Draw cells on the input's scale (n_cells, n_genes), given codes of types (n_cells,)."""
-    names = np.array(list(memory.frame.type_sizes))[codes]
+    names = np.array(list(memory.frame.type_sizes))[codes.numpy()]
     return memory.back(sampler.draw(codes.to(sampler.centre.device)).cpu().numpy(), names, rng)
 
 
