@@ -27,7 +27,7 @@ from benchmarking.controls.contract import Frame
 from benchmarking.scrna_seq_specific.conditional import Conditional
 from benchmarking.training import CELLS_AT_ONCE, Memory, TrainingCells, reproducible
 from common.checks import nearest
-from common.cli import console, progress_bar, run_script
+from common.cli import console, progress_bar, run_script, speaking
 from common.data import CellSource
 from common.device import Device, choose_device
 from common.errors import UserError
@@ -35,12 +35,14 @@ from common.generation import (
     GeneratorArgs,
     check_seed,
     draw_from,
+    finish,
     folder_of,
     forget_result,
     load_split,
     preset_of,
     print_notes,
     record_of,
+    rehearse,
     report_cells,
     write_held,
 )
@@ -281,12 +283,20 @@ def script(
         if args.source.on_disk:
             raise UserError("a baseline learns from all cells in memory: leave out --on-disk")
         torch.use_deterministic_algorithms(True, warn_only=True)
-        if args.from_ is not None:
-            draw_from(
-                args, Args(CellSource(), BASELINES[method]["tuned"]), argv, load=load, draw=partial(_draw_more, method),
-                describe=lambda m: {"dataset": m[0].memory.frame.dataset, "method": m[1], "params": asdict(m[2])},
-            )  # fmt: skip
-            return
+        with speaking(quiet=args.quiet, json=args.json):
+            if args.from_ is not None:
+                draw_more(args, argv)
+            else:
+                train_and_draw(args, argv)
+
+    def draw_more(args: Args, argv: list[str]) -> None:
+        _, drawn, folder = draw_from(
+            args, Args(CellSource(), BASELINES[method]["tuned"]), argv, load=load, draw=partial(_draw_more, method),
+            describe=lambda m: {"dataset": m[0].memory.frame.dataset, "method": m[1], "params": asdict(m[2])},
+        )  # fmt: skip
+        finish(args, folder, drawn.obs["cell_type"], METHODS[method])
+
+    def train_and_draw(args: Args, argv: list[str]) -> None:
         clock = Stopwatch()
         with clock.stage("loading"):
             cells, held = load_split(args.source, args.holdout, args.split_by)
@@ -294,10 +304,17 @@ def script(
         folder = folder_of(args.out, cells.uns["dataset"], name, args.seed)
         n_cells, device = cells.n_obs if args.n_cells is None else args.n_cells, choose_device(args.device)
         Frame.of(cells).check(n_cells, args.cell_type)
+        learn = partial(fit, cells, args.params, seed=args.seed, device=args.device)
+        report_cells(cells, held)
+        if args.dry_run:
+            rehearse(
+                args, cells, lambda report: learn(report=report), method=name, params=asdict(args.params),
+                folder=folder, n_cells=n_cells, device=device, until="training",
+            )  # fmt: skip
+            return
         with claimed(folder):
-            report_cells(cells, held)
             with clock.stage("training"), progress_bar() as report:
-                model = fit(cells, args.params, seed=args.seed, device=args.device, report=report)
+                model = learn(report=report)
             with clock.stage("sampling"):
                 drawn = sample(model, n_cells, cell_type=args.cell_type, seed=args.seed)
             print_notes(model.memory.notes)
@@ -312,6 +329,7 @@ def script(
             ))  # fmt: skip
         seconds = sum(stage["seconds"] for stage in clock.stages.values())
         console.print(escape(f"wrote cells, losses, model and run.json to {folder} in {seconds:.0f} s"), soft_wrap=True)
+        finish(args, folder, drawn.obs["cell_type"], METHODS[method])
 
     return main
 

@@ -4,6 +4,7 @@ import functools
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from importlib.metadata import version
 from typing import NoReturn, Protocol
 
 from rich.console import Console
@@ -16,9 +17,13 @@ from common.errors import UserError, is_out_of_memory
 console = Console(highlight=False, emoji=False, width=None if sys.stdout.isatty() else 200)
 errors = Console(stderr=True, highlight=False, emoji=False)
 
+EVERYWHERE = """\
+Every script also takes --version, and --tyro-write-completion {bash,zsh,tcsh} FILE, which writes what completes its
+flags in a shell. Colours and bars are for terminals; NO_COLOR=1 leaves out the colours."""
+
 
 def run_script(main: Callable[[Sequence[str] | None], None]) -> Callable[..., None]:
-    """Decorate `main(argv)` of a script: what is no bug becomes one line on stderr.
+    """Decorate `main(argv)` of a script: what is no bug becomes one line on stderr; --version is answered here.
 
     Raises
     ------
@@ -28,8 +33,16 @@ def run_script(main: Callable[[Sequence[str] | None], None]) -> Callable[..., No
 
     @functools.wraps(main)
     def wrapped(argv: Sequence[str] | None = None) -> None:
+        words = sys.argv[1:] if argv is None else argv
+        if "--version" in words:
+            print("garage-scrna", version("garage-scrna"))
+            return
         try:
             main(argv)
+        except SystemExit as left:
+            if not left.code and {"-h", "--help"} & set(words):
+                console.print(EVERYWHERE, soft_wrap=True, markup=False)
+            raise
         except UserError as error:
             _refuse(str(error))
         except KeyboardInterrupt as stop:
@@ -49,6 +62,16 @@ def run_script(main: Callable[[Sequence[str] | None], None]) -> Callable[..., No
 def _refuse(message: str) -> NoReturn:
     errors.print(f"[bold red]error:[/] {escape(' '.join(message.split()))}", soft_wrap=True)
     sys.exit(2)
+
+
+@contextmanager
+def speaking(*, quiet: bool, json: bool = False) -> Iterator[None]:
+    """Within a block show nothing but errors, or leave stdout to a JSON object."""
+    console.quiet, errors.quiet = quiet or json, quiet
+    try:
+        yield
+    finally:
+        console.quiet = errors.quiet = False
 
 
 class Reporter(Protocol):

@@ -1,21 +1,28 @@
 """What the script of every generator does beside its method: real cells in and split, its folder, its record."""
 
-from collections.abc import Callable, Sequence
+import json
+import shlex
+import time
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import Annotated, Any, Generic, TypeVar
 
+import pandas as pd
 import torch
 import tyro
 from anndata import AnnData
 from rich.markup import escape
+from rich.table import Table
 
-from common.cli import console, errors
+from common.cli import Reporter, console, errors, progress_bar
 from common.data import CellSource, load_cells, select_genes, split_cells
 from common.device import Device, choose_device
 from common.disk import subset
 from common.errors import UserError
-from common.run import Stopwatch, claimed, environment, file_digest, write_record, write_table
+from common.run import Stopwatch, check_writable, claimed, environment, file_digest, write_record, write_table
 from config import RESULTS_DIR, SEED
 
 P = TypeVar("P")
@@ -45,6 +52,12 @@ class GeneratorArgs(Generic[P]):
     """seed of what is held out; by default that of everything else"""
     from_: Annotated[Path | None, tyro.conf.arg(name="from")] = None
     """draw from the finished run in this folder, without training"""
+    dry_run: bool = False
+    """tell the parameters of the run and estimate its time and memory by a short trial; write nothing"""
+    quiet: bool = False
+    """show errors only"""
+    json: bool = False
+    """print one JSON object about the run on stdout, and words on stderr only"""
 
     @property
     def split_by(self) -> int:
@@ -128,7 +141,7 @@ D = TypeVar("D")
 def draw_from(
     args: A, plain: A, argv: list[str], *, load: Callable[..., M], draw: Callable[[A, M, Path], D],
     describe: Callable[[M], dict[str, Any]],
-) -> tuple[M, D]:  # fmt: skip
+) -> tuple[M, D, Path]:  # fmt: skip
     """Draw cells from the finished run that --from names, which has its data and parameters already.
 
     Parameters
@@ -142,12 +155,18 @@ def draw_from(
     describe
         Returns what run.json says of the model: dataset, method, params.
 
+    Returns
+    -------
+    The model, what there is to say of the cells, and their folder.
+
     Raises
     ------
     UserError
         If a flag is given that the run has settled, there is no model, or the folder belongs to another run.
     """
     assert args.from_ is not None
+    if args.dry_run:
+        raise UserError("--dry-run is about training, and --from trains nothing: leave one of them out")
     settled = ("source", "params", "preset", "name", "holdout", "split_seed", "resume")
     given = [name for name in settled if getattr(args, name, None) != getattr(plain, name, None)]
     if given:
@@ -170,7 +189,7 @@ def draw_from(
             **environment(choose_device(args.device)), "stages": clock.stages,
         })  # fmt: skip
     console.print(f"wrote the cells and run.json to {escape(str(folder))}", soft_wrap=True)
-    return model, drawn
+    return model, drawn, folder
 
 
 def record_of(
@@ -186,6 +205,98 @@ def record_of(
         "params": params, "cells": cells.n_obs, "genes": cells.n_vars, **facts,
         "notes": [*cells.uns["notes"], *notes], **environment(device), "stages": clock.stages,
     }  # fmt: skip
+
+
+def finish(args: GeneratorArgs, folder: Path, types: pd.Series, module: str) -> None:
+    """Show what to run next, and with --json print what run.json says.
+
+    Parameters
+    ----------
+    types
+        Cell types of the cells that were drawn.
+    module
+        The script, to draw more by.
+    """
+    if args.json:
+        record = json.loads((folder / "run.json").read_text())
+        print(json.dumps({"folder": str(folder.resolve()), "drawn": types.value_counts().to_dict(), **record}))
+    run, model = shlex.quote(str(folder)), shlex.quote(str(args.from_ or folder))
+    next_ = {"a page about it": f"analysis.report --run {run}", "more cells": f"{module} --from {model} --n-cells 5000"}
+    if ((args.from_ or folder) / "heldout.csv").exists():
+        next_ = {"to judge it": f"analysis.evaluate --runs {run}", **next_}
+    for purpose, command in next_.items():
+        console.print(f"{purpose + ':':<17}python -m {command}", soft_wrap=True, markup=False)
+
+
+class _Enough(Exception):
+    """A trial has shown how long a step takes."""
+
+
+def estimate(learn: Callable[[Reporter], object], steps: Mapping[str, int], until: str) -> dict[str, float]:
+    """Estimate seconds and memory of what a trial is the beginning of; parameters as of `rehearse`."""
+    seen: dict[str, list[tuple[int, int, float]]] = {}
+    clock = Stopwatch()
+    with clock.stage("trial"), progress_bar() as bar, suppress(_Enough):
+
+        def report(stage: str, step: int, total: int, **values: float) -> None:
+            bar(f"trial of {stage}", step, total, **values)
+            seen.setdefault(stage, []).append((step, total, time.perf_counter()))
+            if stage == until and len(seen[stage]) == 2:
+                raise _Enough
+
+        learn(report)
+    seconds = clock.stages["trial"]["seconds"]
+    for stage, reports in seen.items():
+        last, total, _ = reports[-1]
+        left = steps.get(stage, total) - last
+        if left > 0 and len(reports) > 1:
+            (first, _, start), (second, _, end) = reports[:2]
+            seconds += left * (end - start) / (second - first)
+    return {"seconds": round(seconds, 1), "peak_memory_mb": clock.stages["trial"]["peak_memory_mb"]}
+
+
+def rehearse(
+    args: Any, cells: AnnData, learn: Callable[[Reporter], object], *, method: str, params: dict[str, Any],
+    folder: Path, n_cells: int, device: torch.device, steps: Mapping[str, int] = MappingProxyType({}), until: str = "",
+) -> None:  # fmt: skip
+    """Answer --dry-run: tell the parameters of a run, and what it takes by a trial whose result is thrown away.
+
+    Parameters
+    ----------
+    learn
+        Begins to train on the cells, given a reporter.
+    steps
+        How many steps a stage has in the run, where `learn` takes fewer.
+    until
+        The stage at whose second report the trial ends; by default `learn` ends by itself.
+    """
+    check_writable(folder)
+    cost = estimate(learn, steps, until)
+    plan = {
+        "dataset": cells.uns["dataset"], "cells": cells.n_obs, "genes": cells.n_vars, "scale": str(cells.uns["scale"]),
+        "method": method, "preset": args.preset, "holdout": args.holdout, "split_seed": args.split_by,
+        "seed": args.seed, "device": str(device), "folder": str(folder.resolve()), "n_cells": n_cells,
+    }  # fmt: skip
+    table = Table("parameter", "value", box=None)
+    for name, value in (plan | params).items():
+        table.add_row(name, escape(str(value)))
+    console.print(table)
+    console.print(
+        f"estimate: learning takes one process {_duration(cost['seconds'])} at most, and "
+        f"{cost['peak_memory_mb']:.0f} MB of memory; timed by some steps of each phase on these cells, with the "
+        "machine as busy as it is now. Drawing and writing come on top. Nothing was written.",
+        soft_wrap=True,
+    )
+    if args.json:
+        print(json.dumps({**plan, "params": params, "estimate": cost}))
+
+
+def _duration(seconds: float) -> str:
+    for unit, size in (("hours", 3600), ("minutes", 60)):
+        if seconds >= 2 * size:
+            number = seconds / size
+            return f"about {number:.{int(number < 10)}f} {unit}"
+    return f"about {seconds:.0f} s"
 
 
 def _absolute(source: dict[str, Any]) -> dict[str, Any]:

@@ -25,7 +25,7 @@ from anndata import AnnData
 from rich.markup import escape
 from rich.table import Table
 
-from common.cli import Reporter, console, progress_bar, run_script, silent
+from common.cli import Reporter, console, progress_bar, run_script, speaking
 from common.data import CellSource
 from common.device import choose_device
 from common.errors import UserError
@@ -33,12 +33,14 @@ from common.generation import (
     GeneratorArgs,
     check_seed,
     draw_from,
+    finish,
     folder_of,
     forget_result,
     load_split,
     preset_of,
     print_notes,
     record_of,
+    rehearse,
     report_cells,
     write_held,
 )
@@ -54,11 +56,13 @@ from common.run import (
     write_tensors,
 )
 from config import GarageParams, PaperParams
-from data_generation import paper_gan
+from data_generation import paper_gan, seeded_gan
 from data_generation.model import Garage, check_proportions, fit, load, sample, sample_blocks
 
 __all__ = ["fit", "load", "main", "sample"]
 
+SCRIPT = "data_generation.garage"
+TRIAL_STEPS = 20  # of each phase, by which --dry-run estimates
 FRACTIONS = (0.25, 0.5, 0.75, 1.0, 1.25, 1.5)  # the paper's output sizes, in training cells
 P = TypeVar("P", GarageParams, PaperParams)
 
@@ -82,7 +86,7 @@ class Args(GeneratorArgs[P]):
 def parse(argv: Sequence[str]) -> Args[GarageParams] | Args[PaperParams]:
     """Read the command line; the preset decides which hyperparameters there are."""
     kind = Args[PaperParams] if preset_of(argv, "garage") == "paper" else Args[GarageParams]
-    args: Any = tyro.cli(kind, args=list(argv), prog="garage.py", config=(tyro.conf.OmitArgPrefixes,))
+    args: Any = tyro.cli(kind, args=list(argv), prog="garage", config=(tyro.conf.OmitArgPrefixes,))
     return args
 
 
@@ -157,11 +161,12 @@ def _draw(args: Args, model: Garage, folder: Path) -> pd.DataFrame:
 
 def _draw_more(args: Args, argv: list[str]) -> None:
     """Draw from a finished run."""
-    model, drawn = draw_from(
+    model, drawn, folder = draw_from(
         args, type(args)(source=CellSource(), params=type(args.params)()), argv, load=load, draw=_draw,
         describe=lambda model: {"dataset": model.dataset, "method": model.preset, "params": asdict(model.params)},
     )  # fmt: skip
     console.print(_summary(model, drawn))
+    finish(args, folder, drawn["cell_type"], SCRIPT)
 
 
 def _warn_of_hours(cells: AnnData, params: PaperParams) -> None:
@@ -172,6 +177,20 @@ def _warn_of_hours(cells: AnnData, params: PaperParams) -> None:
     trial.iterate()
     hours = (time.perf_counter() - start) * params.iterations / 3600
     print_notes([f"preset paper on a CPU: its {params.iterations} iterations will take about {hours:.1f} hours"])
+
+
+def _shorten(params: Any, n_cells: int) -> tuple[Any, dict[str, int]]:
+    """Return parameters for a trial of `TRIAL_STEPS` of each phase, and how many steps these have in full."""
+    stages = {"attention": params.gat_networks * params.gat_epochs}
+    if isinstance(params, PaperParams):
+        shortened: tuple[str, ...] = ("gat_epochs", "iterations")
+        stages["GAN"] = params.iterations
+    else:
+        shortened = ("gat_epochs", "anchor_steps", "critic_steps")
+        anchor_steps = params.anchor_epochs * seeded_gan.count_steps(n_cells, params)
+        stages |= {"anchor": min(anchor_steps, params.anchor_steps), "critic": params.critic_steps}
+    few = {name: min(getattr(params, name), TRIAL_STEPS) for name in shortened}
+    return replace(params, gat_networks=1, **few), stages
 
 
 def _train_and_draw(args: Args, argv: list[str], team: Team) -> None:
@@ -186,13 +205,21 @@ def _train_and_draw(args: Args, argv: list[str], team: Team) -> None:
     name = args.name or args.preset
     folder = folder_of(args.out, cells.uns["dataset"], name, args.seed)
     _composition(args, sorted(cells.obs["cell_type"].astype(str).unique()))
-    with claimed(folder) if team.leads else nullcontext():
+    report_cells(cells, held)
+    if args.dry_run:
         if team.leads:
-            report_cells(cells, held)
+            trial, steps = _shorten(params, cells.n_obs)
+            rehearse(
+                args, cells, lambda report: fit(cells, trial, seed=args.seed, device=args.device, report=report),
+                method=name, params=asdict(params), folder=folder, device=device, steps=steps,
+                n_cells=cells.n_obs if args.n_cells is None else args.n_cells,
+            )  # fmt: skip
+        return
+    with claimed(folder) if team.leads else nullcontext():
         run = ResumableRun(folder, _identity(cells, args, params), resume=args.resume and team.leads, writes=team.leads)
         if isinstance(params, PaperParams) and device.type == "cpu":
             _warn_of_hours(cells, params)
-        with progress_bar() if team.leads else nullcontext(silent) as report, run.stoppable():
+        with progress_bar() as report, run.stoppable():
             model = fit(
                 cells, params, seed=args.seed, device=args.device, report=report, run=run, clock=clock, team=team
             )
@@ -218,6 +245,7 @@ def _train_and_draw(args: Args, argv: list[str], team: Team) -> None:
     seconds = sum(stage["seconds"] for stage in clock.stages.values())
     written = f"wrote cells, seeds, losses, model and run.json to {folder} in {seconds:.0f} s"
     console.print(escape(written), soft_wrap=True)
+    finish(args, folder, drawn["cell_type"], SCRIPT)
 
 
 @run_script
@@ -227,10 +255,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = parse(argv)
     check_seed(args)
     torch.use_deterministic_algorithms(True, warn_only=True)
-    if args.from_ is not None:
-        _draw_more(args, argv)
-    else:
-        with joined() as team:
+    with joined() as team, speaking(quiet=args.quiet or not team.leads, json=args.json):
+        if args.from_ is not None:
+            _draw_more(args, argv)
+        else:
             _train_and_draw(args, argv, team)
 
 

@@ -264,6 +264,12 @@ class SeedRows:
         return center, nothing.index_add(0, self.of_seed, share * square).log()
 
 
+def count_steps(n_cells: int, params: GarageParams) -> int:
+    """Return the steps of an epoch: as many as draw each cell once in the mean, seed rows not counted."""
+    n_rows = min(params.batch_size, n_cells)
+    return math.ceil(n_cells / max(1, n_rows - round(params.leakage * n_rows)))
+
+
 class Training:
     """The state of a run of stage 2, and the two phases that move it on.
 
@@ -299,7 +305,7 @@ class Training:
         self.mine = torch.cat([team.share(own), team.share(seeds)])
         self.n_own = len(team.share(own))
         self.share = len(self.mine) / self.n_rows
-        self.steps_per_epoch = math.ceil(cells.n_cells / max(1, n_own))
+        self.steps_per_epoch = count_steps(cells.n_cells, params)
         self.anchor_steps = min(params.anchor_epochs * self.steps_per_epoch, params.anchor_steps)
         self.warmup_steps = min(params.warmup_epochs * self.steps_per_epoch, params.anchor_steps // 10)
         self.total_steps = self.anchor_steps + params.critic_steps

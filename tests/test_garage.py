@@ -6,12 +6,16 @@ import json
 import os
 import re
 import resource
+import shlex
 import shutil
 import subprocess
 import sys
 from contextlib import contextmanager
-from dataclasses import fields
+from dataclasses import asdict, fields
+from importlib import import_module
+from importlib.metadata import entry_points
 from pathlib import Path
+from types import SimpleNamespace
 
 import anndata
 import numpy as np
@@ -19,6 +23,7 @@ import pandas as pd
 import pytest
 import scanpy
 import torch
+import tyro
 from anndata import AnnData
 from scipy import sparse
 
@@ -294,9 +299,10 @@ SELECTION = {
 CHANGED = {
     "garage": {
         **SELECTION, "latent_dim": 3, "hidden_dim": 9, "batch_size": 16, "anchor_epochs": 3, "warmup_epochs": 1,
-        "anchor_steps": 5, "anchor_lr": 0.002, "critic_steps": 5, "critic_hidden": 8, "generator_lr": 0.001, "critic_lr": 0.1,
-        "adversarial_weight": 500.0, "r1_weight": 100.0, "r1_every": 2, "ema_decay": 0.5, "calibrate": False,
-        "calibrate_on": "normalised", "calibration_prior": 50.0, "calibration_cells": 40, "latent_spread": 2.0,
+        "anchor_steps": 5, "anchor_lr": 0.002, "critic_steps": 5, "critic_hidden": 8, "generator_lr": 0.001,
+        "critic_lr": 0.1, "adversarial_weight": 500.0, "r1_weight": 100.0, "r1_every": 2, "ema_decay": 0.5,
+        "calibrate": False, "calibrate_on": "normalised", "calibration_prior": 50.0, "calibration_cells": 40,
+        "latent_spread": 2.0,
     },
     "paper": {
         **SELECTION, "graph_on": "pcs", "graph_symmetric": True, "gat_balanced": True, "priority_on": "loss",
@@ -313,7 +319,7 @@ SOURCE = {
 ARGS = {
     "preset": "paper", "seed": 7, "device": "cpu", "name": "variant", "out": Path("folder"), "n_cells": 9,
     "cell_type": "R", "proportions": "uniform", "fractions": True, "holdout": 0.25, "split_seed": 3,
-    "csv": False, "resume": True, "from_": Path("there"),
+    "csv": False, "resume": True, "from_": Path("there"), "dry_run": True, "quiet": True, "json": True,
 }  # fmt: skip
 
 
@@ -412,13 +418,156 @@ def test_help_from_anywhere(tmp_path):
     script = [sys.executable, str(ROOT / "data_generation" / "garage.py"), "--help"]
     module = [sys.executable, "-m", "data_generation.garage", "--help"]
     running = [
-        subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-        for command in (script, module)
+        subprocess.Popen(words, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        for words in (script, module)
     ]
+    shown = set()
     for process in running:
         out, err = process.communicate()
         assert process.returncode == 0, err
-        assert "--leakage" in out and "--from" in out
+        shown.add(out)
+    assert len(shown) == 1
+    assert {"--leakage", "--from", "--dry-run", "--version"} <= set(re.findall(r"--[a-z-]+", out))
+    assert "\x1b" not in out  # colours are for terminals
+
+
+def test_the_installed_command_is_the_script():
+    (command,) = entry_points(group="console_scripts", name="garage")
+    assert command.load() is garage.main
+
+
+@pytest.mark.skipif(shutil.which("bash") is None, reason="needs bash")
+def test_completion_in_a_shell(tmp_path):
+    with pytest.raises(SystemExit):
+        garage.main(["--tyro-write-completion", "bash", str(tmp_path / "garage.bash")])
+    typed = "source garage.bash; COMP_WORDS=(garage --dry); COMP_CWORD=1; _tyro_garage; echo ${COMPREPLY[@]}"
+    done = subprocess.run(["bash", "-c", typed], cwd=tmp_path, capture_output=True, text=True)
+    assert done.stdout == "--dry-run\n", done.stderr
+
+
+# ---------------------------------------------------------------------------------------------- how it talks
+
+
+def test_quiet(capsys, h5ad, finished, tmp_path):
+    run(tmp_path / "run", h5ad, "--quiet")
+    garage.main(["--from", str(finished), "--out", str(tmp_path / "more"), "--quiet"])
+    assert capsys.readouterr() == ("", "")
+    assert "--n-cells" in refused(capsys, "--from", finished, "--out", tmp_path / "no", "--quiet", "--n-cells", "0")
+
+
+def test_json(capsys, h5ad, tmp_path):
+    told = json_of(capsys, lambda: run(tmp_path / "run", h5ad, "--json", "--cell-type", "B", "--n-cells", "5"))
+    assert told == {"folder": str(tmp_path / "run"), "drawn": {"A": 0, "B": 5, "R": 0}, **record(tmp_path / "run")}
+    more = ["--from", str(tmp_path / "run"), "--out", str(tmp_path / "more"), "--json", "--n-cells", "9"]
+    told = json_of(capsys, lambda: garage.main(more))
+    assert told == {"folder": str(tmp_path / "more"), "drawn": told["drawn"], **record(tmp_path / "more")}
+    assert told["drawn"] == counted(tmp_path / "more")
+    capsys.readouterr()
+    with pytest.raises(SystemExit):
+        garage.main([*more, "--latent-dim", "3"])
+    out, err = capsys.readouterr()
+    assert out == "" and err.startswith("error: ")
+
+
+def json_of(capsys, act):
+    """What an act prints to stdout, which must be JSON; words and bars are told elsewhere."""
+    capsys.readouterr()
+    act()
+    out, err = capsys.readouterr()
+    assert out.count("\n") == 1 and err
+    return json.loads(out)
+
+
+@pytest.mark.parametrize("holdout", ["0", "0.5"])
+def test_next_commands_can_be_given(capsys, h5ad, tmp_path, holdout):
+    folder = run(tmp_path / "a run", h5ad, "--holdout", holdout)
+    out, err = capsys.readouterr()
+    assert "\x1b" not in out + err
+    given = [line.partition("python -m ")[2] for line in out.splitlines() if "python -m " in line]
+    commands = {module: flags for module, *flags in map(shlex.split, given)}
+    assert list(commands) == ["analysis.evaluate", "analysis.report", "data_generation.garage"][holdout == "0" :]
+    for module in list(commands)[:-1]:
+        assert folder in chain_of(tyro.cli(import_module(module).Args, args=commands[module], config=FLAT))
+    garage.main([*commands["data_generation.garage"], "--n-cells", "3"])
+    assert read(folder / "drawn_seed42").n_obs == 3
+    assert "analysis.evaluate" in capsys.readouterr().out or holdout == "0"
+
+
+FLAT = (tyro.conf.OmitArgPrefixes,)
+
+
+def chain_of(args):
+    """Values of a script's arguments, those in tuples too."""
+    return [v for value in vars(args).values() for v in (value if isinstance(value, tuple) else (value,))]
+
+
+@pytest.mark.parametrize("preset", CHANGED)
+def test_dry_run(capsys, h5ad, tmp_path, monkeypatch, preset):
+    tried, fit = [], garage.fit
+
+    def noting(cells, params, **given):
+        tried.append(params)
+        return fit(cells, params, **given)
+
+    monkeypatch.setattr(garage, "fit", noting)
+    out, before = tmp_path / "run", contents(tmp_path)
+    flags = ["--input", str(h5ad), "--out", str(out), "--preset", preset, "--holdout", "0.5", "--dry-run"]
+    if preset == "paper":
+        flags += ["--generator-hidden", "16", "--critic-hidden", "8"]
+    told = json_of(capsys, lambda: garage.main([*flags, "--leakage", "0.3", "--json"]))
+    full = garage.parse([*flags, "--leakage", "0.3"]).params
+    assert told["params"] == json.loads(json.dumps(asdict(full)))
+    assert (told["cells"], told["n_cells"], told["folder"]) == (30, 30, str(out))
+    assert set(told["estimate"]) == {"seconds", "peak_memory_mb"} and min(told["estimate"].values()) > 0
+    (trial,) = tried
+    shortened = {f.name for f in fields(full) if getattr(full, f.name) != getattr(trial, f.name)}
+    steps = {"gat_epochs", *(["iterations"] if preset == "paper" else ["anchor_steps", "critic_steps"])}
+    assert shortened == steps and {getattr(trial, name) for name in steps} == {garage.TRIAL_STEPS}
+    garage.main(flags)
+    words = capsys.readouterr().out
+    assert re.search(r"leakage +0\.2\b", words) and "estimate: " in words and "MB" in words
+    assert contents(tmp_path) == before and not out.exists()
+
+
+def test_what_cannot_be_rehearsed(capsys, finished, h5ad, tmp_path):
+    assert "--from trains nothing" in refused(capsys, "--from", finished, "--dry-run")
+    (tmp_path / "file").touch()
+    error = refused(capsys, *TINY, "--input", h5ad, "--dry-run", "--out", tmp_path / "file" / "run")
+    assert "cannot write" in error
+    assert "no cell type 'Q'" in refused(capsys, *TINY, "--input", h5ad, "--dry-run", "--cell-type", "Q")
+
+
+def test_time_is_extrapolated_by_stage(monkeypatch):
+    """A step of `long` takes 2 s, one of `short` 1 s, by a clock that only they move."""
+    now = [0.0]
+    monkeypatch.setattr(generation, "time", SimpleNamespace(perf_counter=lambda: now[0]))
+    taken = []
+
+    def learn(report):
+        for stage, pace, of_trial in (("long", 2, 20), ("short", 1, 30)):
+            for step in range(10, of_trial + 1, 10):
+                now[0] += 10 * pace
+                taken.append((stage, step))
+                report(stage, step, of_trial)
+
+    def seconds(steps, until=""):
+        return generation.estimate(learn, steps, until)["seconds"]
+
+    own = pytest.approx(0, abs=5)  # of the trial itself, which takes no time at all
+    assert seconds({}) == own
+    assert seconds({"long": 120}) - 200 == own
+    assert seconds({"long": 120, "short": 1030}) - 1200 == own
+    taken.clear()
+    assert seconds({"short": 100}, "short") - 80 == own
+    assert taken[-1] == ("short", 20)  # the trial ends at its second report
+
+
+def test_a_whole_run_keeps_to_its_steps(h5ad, tmp_path):
+    """The numbers of steps that --dry-run reckons with are those that a run takes."""
+    params = garage.parse([*TINY, "--anchor-epochs", "7"]).params
+    _, steps = garage._shorten(params, N_CELLS)
+    run(tmp_path, h5ad, "--anchor-epochs", "7")
+    assert pd.read_csv(tmp_path / "losses.csv")["step"].iloc[-1] == steps["anchor"] + steps["critic"]
 
 
 # ---------------------------------------------------------------------------------------------- what is drawn
