@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 import scanpy as sc
 from anndata import AnnData
-from scipy import io, sparse
+from scipy import sparse
 from sklearn.model_selection import train_test_split
 
 from common.checks import (
@@ -25,11 +25,11 @@ from common.checks import (
     reading,
 )
 from common.clustering import N_NEIGHBORS, cluster_cells
-from common.disk import as_dask, is_on_disk, map_rows, read_on_disk, subset
+from common.disk import as_dask, check_indices, is_on_disk, map_rows, read_on_disk, subset
 from common.errors import UserError
 from common.run import file_digest
 from common.scale import Scale, check_scale, detect_scale, recover_counts, to_log
-from common.tables import read_expression, read_labels
+from common.tables import read_expression, read_labels, read_matrix_market
 from common.threads import torch_threads_kept
 from config import DATA_DIR, DATASETS, Dataset
 
@@ -266,6 +266,8 @@ def _read(source: CellSource, row: Dataset | None) -> AnnData:
         return cells
     with reading(source.input or Path(), "matrix of numbers"), warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # duplicate names are an error later on
+        if sparse.issparse(cells.X):
+            check_indices(cells.X)
         X = sparse.csr_matrix(cells.X, dtype=np.float32)
         X.sum_duplicates()
         X.eliminate_zeros()
@@ -305,7 +307,10 @@ def _read_input(path: Path, layer: str | None, *, on_disk: bool) -> AnnData:
     with reading(path, f"{path.suffix} file"), warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # duplicate names are an error later on
         if path.suffix == ".h5":
-            cells = sc.read_10x_h5(path)
+            cells = sc.read_10x_h5(path, gex_only=False)
+            check_indices(cells.X)
+            if "feature_types" in cells.var:  # antibodies and guides are no genes
+                cells = cells[:, (cells.var["feature_types"] == "Gene Expression").to_numpy()].copy()
             cells.var_names_make_unique()
             return cells
         if on_disk:
@@ -324,7 +329,7 @@ def _read_10x_folder(folder: Path) -> AnnData:
     """Read gene expression from a 10x folder of any age, its files gzipped or not, with or without a prefix."""
     found = _files_of_10x(folder)
     with reading(folder, "10x folder"):
-        X = io.mmread(found[0]).T
+        X = read_matrix_market(found[0]).T
         barcodes, features = (
             pd.read_csv(file, sep="\t", header=None, dtype=str, keep_default_na=False, quoting=3) for file in found[1:]
         )

@@ -38,6 +38,20 @@ def is_on_disk(X: np.ndarray | sparse.spmatrix) -> bool:
     return isinstance(values, mmap.mmap)
 
 
+def check_indices(X: sparse.csr_matrix | sparse.csc_matrix) -> None:
+    """Make sure that a matrix of a file that may be damaged points at nothing but itself: scipy would follow and crash.
+
+    Raises
+    ------
+    ValueError
+        Otherwise.
+    """
+    ends, n = X.indptr, X.shape[X.format == "csr"]
+    inside = X.indices.size == 0 or (X.indices.min() >= 0 and X.indices.max() < n)
+    if not inside or ends[0] != 0 or ends[-1] != len(X.indices) or (ends[1:] < ends[:-1]).any():
+        raise ValueError("its indices point outside the matrix")
+
+
 def _bounds(X: sparse.csr_matrix) -> list[int]:
     """Return where blocks of rows begin and end that fit into memory."""
     bounds = [0]
@@ -184,6 +198,7 @@ def read_on_disk(path: Path, layer: str | None) -> AnnData:
         def blocks() -> Iterator[sparse.csr_matrix]:
             for start in range(0, max(n_cells, 1), n_rows):
                 block = sparse.csr_matrix(stored[start : start + n_rows], dtype=np.float32)
+                check_indices(block)
                 block.sum_duplicates()
                 block.eliminate_zeros()
                 yield block

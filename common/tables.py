@@ -42,9 +42,10 @@ def _separator(line: str) -> str:
 
 
 def _fields(line: str, separator: str) -> list[str]:
+    line = line.rstrip("\r\n")
     if separator == r"\s+":
-        return [field.strip("\"'") for field in line.split()]
-    return next(csv.reader([line.rstrip("\r\n")], delimiter=separator), [])
+        return next(csv.reader([line.strip(" ")], delimiter=" ", skipinitialspace=True), [])
+    return next(csv.reader([line], delimiter=separator), [])
 
 
 def _is_number(field: str) -> bool:
@@ -75,6 +76,7 @@ def read_expression(path: Path, *, header: bool | None = None, index: bool | Non
     UserError
         If the file is no such table, with the place of the first text among the numbers.
     """
+    recognised = header is None and index is None
     with reading(path, "text table"):
         with _open_text(path) as file:
             first, second = file.readline(), file.readline()
@@ -92,14 +94,15 @@ def read_expression(path: Path, *, header: bool | None = None, index: bool | Non
         n_columns = len(row) - index
         names: list[str] = []
         blocks = []
-        types: dict[int, type] = dict.fromkeys(range(len(row)), np.float32) | ({0: str} if index else {})
+        types = dict.fromkeys(range(index, len(row)), np.float32)
         try:
             for chunk in pd.read_csv(
                 path, sep=separator, header=None, skiprows=int(header), encoding="utf-8-sig", dtype=types,
+                converters={0: str} if index else None,  # as it stands there, n/a too
                 chunksize=max(1, VALUES_AT_A_TIME // len(row)),
             ):  # fmt: skip
                 if index:
-                    names += chunk.pop(0).fillna("NA").tolist()
+                    names += chunk.pop(0).tolist()
                 blocks.append(sparse.csr_matrix(chunk.to_numpy(np.float32)))
         except ValueError as error:
             place = _first_text(path, separator, header, index)
@@ -113,7 +116,22 @@ def read_expression(path: Path, *, header: bool | None = None, index: bool | Non
         if len(top) not in (n_columns, n_columns + index):
             raise UserError(f"{path} has {len(top)} names in its header for {n_columns} columns: mend the header")
         cells.var_names = top[-n_columns:]
+    if recognised:
+        _check_names(path, cells.X, header, index)
     return cells
+
+
+def _check_names(path: Path, X: sparse.csr_matrix, header: bool, index: bool) -> None:
+    """Refuse names that are numbers where the rules take them for expression: they would be one gene or cell more."""
+    first_column, first_row = X[:, [0]].toarray().ravel(), X[[0]].toarray().ravel()
+    counts_rows = np.array_equal(first_column - first_column[0], np.arange(len(first_column)))
+    if not index and len(first_column) > 2 and counts_rows and first_column[0] in (0, 1):
+        raise UserError(f"the first column of {path} counts the rows: leave its name empty in the header, or remove it")
+    whole = (first_row > 0) & (first_row == np.rint(first_row))
+    if not header and len(first_row) > 9 and whole.all() and len(set(first_row)) == len(first_row):
+        raise UserError(
+            f"the first line of {path} seems to name columns by numbers: leave the first of its fields empty"
+        )
 
 
 def _first_text(path: Path, separator: str, header: bool, index: bool) -> str | None:
@@ -125,6 +143,32 @@ def _first_text(path: Path, separator: str, header: bool, index: bool) -> str | 
                 if field not in ("", "NA", "N/A", "NULL") and not _is_number(field):
                     return f"'{field}' in line {number}, column {column}"
     return None
+
+
+def read_matrix_market(path: Path) -> sparse.coo_matrix:
+    """Read a sparse matrix in Matrix Market's coordinate format; scipy's reader can crash on a damaged file.
+
+    Returns
+    -------
+    The matrix in the file's orientation, float32.
+
+    Raises
+    ------
+    ValueError
+        If the file is not such a matrix, or holds another number of values than it says.
+    """
+    with _open_text(path) as file:
+        kind = file.readline().lower().split()
+        if kind not in (["%%matrixmarket", "matrix", "coordinate", field, "general"] for field in ("integer", "real")):
+            raise ValueError("its first line does not announce a general coordinate matrix of numbers")
+        while (line := file.readline()).startswith("%") or line.isspace():
+            pass
+        n_rows, n_columns, n_values = map(int, line.split())
+        types = {0: np.int64, 1: np.int64, 2: np.float32}
+        table = pd.read_csv(file, sep=r"\s+", header=None, dtype=types)
+    if table.shape != (n_values, 3):
+        raise ValueError(f"{n_values} values are announced and {len(table)} are there")
+    return sparse.coo_matrix((table[2], (table[0] - 1, table[1] - 1)), (n_rows, n_columns), dtype=np.float32)
 
 
 def read_labels(path: Path, key: str, cells: AnnData) -> list[str]:

@@ -50,6 +50,34 @@ def test_stopping_is_no_error(capsys):
     assert capsys.readouterr().err == "stopped\n"
 
 
+@pytest.mark.parametrize(
+    ("error", "told"),
+    [
+        (
+            MemoryError("Unable to allocate 7.45 GiB for an array"),
+            "memory ran out (Unable to allocate 7.45 GiB for an ",
+        ),
+        (MemoryError(), "memory ran out (no more can be had): give fewer cells or genes"),
+        (
+            RuntimeError("DefaultCPUAllocator: can't allocate memory: ...\nC++"),
+            "memory ran out (DefaultCPUAllocator: can",
+        ),
+        (RuntimeError("CUDA out of memory. Tried to allocate 2 GiB"), "memory ran out (CUDA out of memory."),
+        (OSError(12, "Cannot allocate memory"), "memory ran out ([Errno 12] Cannot allocate memory)"),
+        (PermissionError(13, "Permission denied", "/a/b.png"), "/a/b.png cannot be used (Permission denied): "),
+    ],
+)
+def test_what_the_system_denies_is_one_line(capsys, error, told):
+    def main(argv):
+        raise error
+
+    with pytest.raises(SystemExit) as left:
+        run_script(main)([])
+    assert left.value.code == 2
+    err = capsys.readouterr().err
+    assert err.startswith(f"error: {told}") and err.count("\n") == 1
+
+
 def test_bugs_are_not_hidden():
     def main(argv):
         raise ZeroDivisionError

@@ -129,6 +129,25 @@ def test_text_table_of_r(tmp_path, labels):
     assert_contract(load_cells(CellSource(expression_csv=path, labels_csv=labels, transpose=True)))
 
 
+@pytest.mark.parametrize("text", [
+    table(cells=range(N_CELLS)).to_csv(index_label="cell"), table(cells=range(1, N_CELLS + 1)).to_csv(header=False),
+    table(genes=range(7000, 7000 + N_GENES)).to_csv(index_label="cell"),
+    table(genes=range(7000, 7000 + N_GENES)).to_csv(index=False),
+])  # fmt: skip
+def test_numbers_for_names_are_not_taken_for_expression(tmp_path, text):
+    with pytest.raises(UserError, match=r"counts the rows|name columns by numbers"):
+        load_cells(CellSource(expression_csv=write(tmp_path / "x.csv", text), cluster=True))
+
+
+def test_names_are_read_as_they_stand_there(tmp_path):
+    cells = ["NA", "n/a", "nan", "None", *CELLS[4:]]
+    genes = ["NA", "a b", 'c"d', *GENES[3:]]
+    for ending, separator in ((".csv", ","), (".txt", " ")):
+        text = table(cells=cells, genes=genes).to_csv(sep=separator)
+        found = load_cells(CellSource(expression_csv=write(tmp_path / f"x{ending}", text), cluster=True))
+        assert found.obs_names.tolist() == cells and found.var_names.tolist() == genes
+
+
 def test_text_is_read_in_blocks(expression, labels, monkeypatch):
     monkeypatch.setattr("common.tables.VALUES_AT_A_TIME", 3 * N_GENES)
     assert_contract(load_cells(CellSource(expression_csv=expression, labels_csv=labels)))
