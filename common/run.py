@@ -239,6 +239,10 @@ def write_cells(folder: Path, blocks: Iterable[AnnData], name: str = "cells", *,
                 for start in range(0, block.n_obs, CSV_ROWS):
                     _text(block[start : start + CSV_ROWS]).to_csv(csv, header=not obs and not start, index_label="cell")
             obs.append(block.obs)
+        ends = file["X/indptr"][:]
+        if ends[-1] < 2**31:  # scipy slices matrices only if both kinds of indices are of one type
+            del file["X/indptr"]
+            file["X"].create_dataset("indptr", data=ends.astype("i4"), maxshape=(None,), compression="gzip")
         table = pd.concat(obs)
         _check_room(folder, table.memory_usage(deep=True).sum())
         for part, value in (("obs", table), ("var", block.var), ("uns", dict(block.uns))):

@@ -11,6 +11,7 @@ import pandas as pd
 import pytest
 import torch
 from anndata import AnnData
+from conftest import make_toy
 from scipy import sparse
 
 import common.run
@@ -248,3 +249,12 @@ def test_environment(tmp_path, monkeypatch):
     assert list(bare["versions"]) == ["python"]
     monkeypatch.setenv("PATH", "")
     assert environment(torch.device("cpu"))["git_commit"] is None  # no git at all
+
+
+def test_cells_of_several_blocks_can_be_sliced_when_read_back(tmp_path):
+    blocks = [make_toy()[:30].copy(), make_toy()[30:].copy()]
+    obs = write_cells(tmp_path, blocks)
+    cells = anndata.read_h5ad(tmp_path / "cells.h5ad")
+    assert cells.X.indices.dtype == cells.X.indptr.dtype  # or scipy refuses the next line
+    assert np.array_equal(cells[::-1].X.toarray(), make_toy().X.toarray()[::-1])
+    assert list(obs.index) == list(cells.obs_names)

@@ -5,9 +5,10 @@ published loop is one run that is stopped to be judged; its seeds are chosen bef
 All take turns in one process. Judging is never counted, nor is the loading of libraries. Seconds are of the processor,
 which other programs disturb less than those of the clock; with one thread the two are the same on a quiet machine.
 
-Run:    OMP_NUM_THREADS=1 python benchmarking/performance/quality_against_time.py --methods garage published
-        OMP_NUM_THREADS=1 python benchmarking/performance/quality_against_time.py --methods garage scvi --input \
+Run:    python benchmarking/performance/quality_against_time.py --methods garage published
+        python benchmarking/performance/quality_against_time.py --methods garage scvi --input \
             pbmc3k.h5ad --n-top-genes 1000
+        with OMP_NUM_THREADS=1 for figures that can be compared
 Reads:  cells, as garage.py does
 Writes: results/tables/performance_quality.csv, as it goes: dataset, split, seed, method, group, metric, n, value, steps
         (epochs, of GARAGE those of its anchor; or iterations) and seconds; what it held of the same runs is replaced.

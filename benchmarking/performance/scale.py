@@ -5,12 +5,13 @@ that no two are alike; more cells say nothing new of biology, and quality is not
 are further thinned copies of its genes. Peak memory is told twice: all that is resident, and of it what is the
 process's own; the rest are pages of mapped files, which the system takes back when others need room.
 
-Run:    OMP_NUM_THREADS=1 python benchmarking/performance/scale.py --input pbmc3k.h5ad
-        OMP_NUM_THREADS=1 python benchmarking/performance/scale.py --input pbmc3k.h5ad --no-on-disk \\
+Run:    python benchmarking/performance/scale.py --input pbmc3k.h5ad
+        python benchmarking/performance/scale.py --input pbmc3k.h5ad --no-on-disk \\
             --cells 1000 3000 10000 30000
-        OMP_NUM_THREADS=1 python benchmarking/performance/scale.py --input pbmc3k.h5ad --cells 3000 \\
+        python benchmarking/performance/scale.py --input pbmc3k.h5ad --cells 3000 \\
             --genes 1000 5000 20000
-        OMP_NUM_THREADS=1 python benchmarking/performance/scale.py --input pbmc3k.h5ad --cells 3000 --sample 1000000
+        python benchmarking/performance/scale.py --input pbmc3k.h5ad --cells 3000 --sample 1000000
+        with OMP_NUM_THREADS=1 for figures that can be compared
 Reads:  an h5ad file of counts with cell types in obs
 Writes: results/tables/performance_scale.csv, as it goes; runs that it holds already are not measured again. A row a
         run: cells, genes, on_disk, drawn, wall_s, cpu_s, peak_mb, peak_own_mb, and seconds of the processor that each
