@@ -233,7 +233,10 @@ class _Enough(Exception):
 
 
 def estimate(learn: Callable[[Reporter], object], steps: Mapping[str, int], until: str) -> dict[str, float]:
-    """Estimate seconds and memory of what a trial is the beginning of; parameters as of `rehearse`."""
+    """Estimate seconds of learning and the peak of memory by a trial, as if no rule stopped it early.
+
+    Parameters as of `rehearse`.
+    """
     seen: dict[str, list[tuple[int, int, float]]] = {}
     clock = Stopwatch()
     with clock.stage("trial"), progress_bar() as bar, suppress(_Enough):
@@ -282,7 +285,7 @@ def rehearse(
         table.add_row(name, escape(str(value)))
     console.print(table)
     console.print(
-        f"estimate: learning takes one process {_duration(cost['seconds'])} at most, and "
+        f"estimate: learning takes one process {_duration(cost['seconds'])}, less if it stops early, and "
         f"{cost['peak_memory_mb']:.0f} MB of memory; timed by some steps of each phase on these cells, with the "
         "machine as busy as it is now. Drawing and writing come on top. Nothing was written.",
         soft_wrap=True,
