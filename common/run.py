@@ -10,16 +10,16 @@ import json
 import os
 import platform
 import resource
-import shutil
 import signal
 import subprocess
+import tempfile
 import threading
 import time
 import zipfile
 from collections.abc import Callable, Iterable, Iterator
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import anndata
 import h5py
@@ -200,10 +200,18 @@ def read_tensors(path: Path) -> dict[str, Any]:
     return content
 
 
-def _check_room(folder: Path, n_bytes: int) -> None:
-    """Fail before the disk is full: HDF5 would then fail again when it closes its file, and print what it thinks."""
-    if shutil.disk_usage(folder).free < n_bytes + HDF5_CACHES:
-        raise OSError(errno.ENOSPC, "no space left on device")
+def _hold(n_bytes: int, path: Path) -> IO[bytes]:
+    """Take room on the disk for a file to grow by so much, until what is returned is closed.
+
+    HDF5 is to find room whenever it writes: if not, it tries again for as long as it lives, prints what it thinks, and
+    may crash.
+    """
+    held = tempfile.TemporaryFile(dir=path.parent, buffering=0)  # noqa: SIM115, the caller closes it
+    held.seek(path.stat().st_size if path.exists() else 0)
+    left = memoryview(bytes(n_bytes))
+    while left:
+        left = left[held.write(left) :]
+    return held
 
 
 def write_cells(folder: Path, blocks: Iterable[AnnData], name: str = "cells", *, text: bool = True) -> pd.DataFrame:
@@ -225,10 +233,13 @@ def write_cells(folder: Path, blocks: Iterable[AnnData], name: str = "cells", *,
     obs: list[pd.DataFrame] = []
     X = None
     with contextlib.ExitStack() as stack:
-        file = stack.enter_context(h5py.File(stack.enter_context(atomic(folder / f"{name}.h5ad")), "w"))
+        part = stack.enter_context(atomic(folder / f"{name}.h5ad"))
+        _hold(HDF5_CACHES, part).close()
+        file = stack.enter_context(h5py.File(part, "w"))
+        stack.enter_context(_hold(HDF5_CACHES, part))  # given back just before HDF5 closes its file
         csv = stack.enter_context(stack.enter_context(atomic(folder / f"{name}.csv")).open("w")) if text else None
         for block in blocks:
-            _check_room(folder, block.X.data.nbytes + block.X.indices.nbytes + block.X.indptr.nbytes)
+            _hold(block.X.data.nbytes + block.X.indices.nbytes + block.X.indptr.nbytes, part).close()
             if X is None:
                 # by cells drawn so far, which may be more than an int32 counts in the end
                 anndata.io.write_elem(file, "X", block.X, dataset_kwargs={"compression": "gzip", "indptr_dtype": "i8"})
@@ -244,9 +255,9 @@ def write_cells(folder: Path, blocks: Iterable[AnnData], name: str = "cells", *,
             del file["X/indptr"]
             file["X"].create_dataset("indptr", data=ends.astype("i4"), maxshape=(None,), compression="gzip")
         table = pd.concat(obs)
-        _check_room(folder, table.memory_usage(deep=True).sum())
-        for part, value in (("obs", table), ("var", block.var), ("uns", dict(block.uns))):
-            anndata.io.write_elem(file, part, value)
+        _hold(int(table.memory_usage(deep=True).sum()), part).close()
+        for key, value in (("obs", table), ("var", block.var), ("uns", dict(block.uns))):
+            anndata.io.write_elem(file, key, value)
         file.attrs.update({"encoding-type": "anndata", "encoding-version": "0.1.0"})
     return table
 
