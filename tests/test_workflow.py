@@ -149,3 +149,13 @@ def test_the_cluster_profile_is_one_that_snakemake_reads(snakemake):
     pytest.importorskip("snakemake_executor_plugin_slurm")
     code, told = snakemake("all", "--dry-run", "--profile", "workflow/profiles/slurm", methods=["gan"])
     assert code == 0 and "slurm_partition=my_partition, runtime=720" in told
+
+
+@pytest.mark.slow
+def test_rare_cells_are_judged_in_several_processes(tree):
+    done = subprocess.run([
+        sys.executable, "-m", "biological_analysis.rare_cell_utility", "--datasets", TOY, "--n-top-genes", "50",
+        "--seeds", "1", "--jobs", "2", "--methods", "bootstrap", "--amounts", "--keep", "3", "--out", "rare.csv",
+    ], cwd=tree, capture_output=True, text=True, check=False)  # fmt: skip
+    assert done.returncode == 0 and "3 judged, 0 known, 0 failed" in done.stdout
+    assert set(pd.read_csv(tree / "rare_cell_downsampling.csv")["method"]) == {"real_only", "real_half", "bootstrap"}
