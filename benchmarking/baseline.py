@@ -291,7 +291,7 @@ def script(
 
     def draw_more(args: Args, argv: list[str]) -> None:
         _, drawn, folder = draw_from(
-            args, Args(CellSource(), BASELINES[method]["tuned"]), argv, load=load, draw=partial(_draw_more, method),
+            args, Args(CellSource(), BASELINES[method]["tuned"]), argv, load=load, draw=partial(_draw, method),
             describe=lambda m: {"dataset": m[0].memory.frame.dataset, "method": m[1], "params": asdict(m[2])},
         )  # fmt: skip
         finish(args, folder, drawn.obs["cell_type"], METHODS[method])
@@ -334,7 +334,7 @@ def script(
     return main
 
 
-def _draw_more(method: str, args: Args, loaded: tuple[Model, str, BaselineParams], folder: Path) -> AnnData:
+def _draw(method: str, args: Args, loaded: tuple[Model, str, BaselineParams], folder: Path) -> AnnData:
     """Draw from a model that was read, and write the cells."""
     model, trained, _ = loaded
     if trained != method:

@@ -154,7 +154,8 @@ def intact(path: Path) -> Path:
     record = path.with_name("run.json")
     with reading(record, "record of a run"):
         sums = json.loads(record.read_text()).get("files", {}) if record.exists() else {}
-    if sums.get(existing(path).name, file_digest(path)) != file_digest(path):
+    known = sums.get(existing(path).name)  # of runs made before there were any, nothing
+    if known is not None and known != file_digest(path):
         raise UserError(f"{path} is damaged, or was changed since its run: repeat the run")
     return path
 

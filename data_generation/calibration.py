@@ -105,9 +105,9 @@ class Ranking:
         UMI counts are few and their ties many: adding U(0, 1) makes ranks unique and `from_rank` exact. Read counts are
         so large that their library size, not the lattice, matters.
         """
-        return (
-            self._spread(x, torch.rand(x.shape, generator=rng, device=x.device)) if self.counts else self.normalise(x)
-        )
+        if not self.counts:
+            return self.normalise(x)
+        return self._spread(x, torch.rand(x.shape, generator=rng, device=x.device))
 
     def highest(self, x: Tensor) -> Tensor:
         """Return what no value of `to_rank` exceeds."""

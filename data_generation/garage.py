@@ -25,7 +25,7 @@ from anndata import AnnData
 from rich.markup import escape
 from rich.table import Table
 
-from common.cli import Reporter, console, progress_bar, run_script, speaking
+from common.cli import Reporter, console, progress_bar, run_script, silent, speaking
 from common.data import CellSource
 from common.device import choose_device
 from common.errors import UserError
@@ -137,9 +137,10 @@ def _draw(args: Args, model: Garage, folder: Path) -> pd.DataFrame:
     proportions = _composition(args, model.types)
     n_cells = sum(model.type_counts) if args.n_cells is None else args.n_cells
 
-    def draw(n: int, report: Reporter) -> Iterator[AnnData]:
+    def draw(n: int, report: Reporter = silent, **columns: float) -> Iterator[AnnData]:
         done = 0
         for block in sample_blocks(model, n, proportions=proportions, seed=args.seed):
+            block.obs = block.obs.assign(**columns)
             yield block
             done += block.n_obs
             report("sampling", done, n)
@@ -153,9 +154,8 @@ def _draw(args: Args, model: Garage, folder: Path) -> pd.DataFrame:
             (folder / old).unlink(missing_ok=True)
         drawn = write_cells(folder, chain([first], blocks), text=args.csv)
     for fraction, size in zip(FRACTIONS, sizes, strict=True) if args.fractions else ():
-        cells = sample(model, max(1, int(fraction * sum(model.type_counts))), proportions=proportions, seed=args.seed)
-        cells.obs["fraction"] = fraction
-        write_cells(folder, [cells], size, text=args.csv)
+        n_of_size = max(1, int(fraction * sum(model.type_counts)))
+        write_cells(folder, draw(n_of_size, fraction=fraction), size, text=args.csv)
     return drawn
 
 
@@ -187,8 +187,7 @@ def _shorten(params: Any, n_cells: int) -> tuple[Any, dict[str, int]]:
         stages["GAN"] = params.iterations
     else:
         shortened = ("gat_epochs", "anchor_steps", "critic_steps")
-        anchor_steps = params.anchor_epochs * seeded_gan.count_steps(n_cells, params)
-        stages |= {"anchor": min(anchor_steps, params.anchor_steps), "critic": params.critic_steps}
+        stages |= {"anchor": seeded_gan.count_anchor_steps(n_cells, params), "critic": params.critic_steps}
     few = {name: min(getattr(params, name), TRIAL_STEPS) for name in shortened}
     return replace(params, gat_networks=1, **few), stages
 
@@ -256,10 +255,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     check_seed(args)
     torch.use_deterministic_algorithms(True, warn_only=True)
     with joined() as team, speaking(quiet=args.quiet or not team.leads, json=args.json):
-        if args.from_ is not None:
-            _draw_more(args, argv)
-        else:
+        if args.from_ is None:
             _train_and_draw(args, argv, team)
+        elif team.leads:  # drawing takes one process
+            _draw_more(args, argv)
 
 
 if __name__ == "__main__":

@@ -69,7 +69,7 @@ class TrainingCells:
     @classmethod
     def on(cls, device: torch.device, X: sp.csr_matrix, types: np.ndarray, scale: Scale) -> "TrainingCells":
         """Move cells of shape (n_cells, n_genes) to a device; linear values are logged on the way."""
-        X = map_rows(lambda block: block.astype(np.float32), X)
+        X = X.astype(np.float32, copy=False)  # which on disk they are: nothing is copied there
         if scale == "linear":
             X = map_rows(lambda block: block.log1p(), X)
         fits = X.shape[0] * X.shape[1] <= DENSE_VALUES and not is_on_disk(X)
@@ -270,6 +270,11 @@ def count_steps(n_cells: int, params: GarageParams) -> int:
     return math.ceil(n_cells / max(1, n_rows - round(params.leakage * n_rows)))
 
 
+def count_anchor_steps(n_cells: int, params: GarageParams) -> int:
+    """Return the steps of the anchor."""
+    return min(params.anchor_epochs * count_steps(n_cells, params), params.anchor_steps)
+
+
 class Training:
     """The state of a run of stage 2, and the two phases that move it on.
 
@@ -306,7 +311,7 @@ class Training:
         self.n_own = len(team.share(own))
         self.share = len(self.mine) / self.n_rows
         self.steps_per_epoch = count_steps(cells.n_cells, params)
-        self.anchor_steps = min(params.anchor_epochs * self.steps_per_epoch, params.anchor_steps)
+        self.anchor_steps = count_anchor_steps(cells.n_cells, params)
         self.warmup_steps = min(params.warmup_epochs * self.steps_per_epoch, params.anchor_steps // 10)
         self.total_steps = self.anchor_steps + params.critic_steps
 
