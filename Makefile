@@ -39,10 +39,10 @@ test: $(READY)  ## lint, format, types and every test
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/pytest
+	$(BIN)/pytest -n $(CORES) --dist loadfile
 
 test-fast: $(READY)  ## the tests that take seconds
-	$(BIN)/pytest -m "not slow"
+	$(BIN)/pytest -n $(CORES) --dist loadfile -m "not slow"
 
 docs: $(READY)  ## build the documentation in docs/_build/html; a warning is an error
 	$(BIN)/python -m pip install --quiet -r docs/requirements.txt

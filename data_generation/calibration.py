@@ -188,7 +188,9 @@ class Calibration:
         within = interpolate(v, self.quantiles_from, levels)
         chance = torch.rand(v.shape, generator=rng, device=v.device)
         rank = torch.where(v > floor, atom_from + (1 - atom_from) * within, atom_from * chance)
-        stratum = rank.argsort(dim=1, stable=True).argsort(1)
+        order = rank.argsort(dim=1, stable=True)
+        places = torch.arange(len(values), device=v.device).expand_as(order)
+        stratum = torch.empty_like(order).scatter_(1, order, places)
         rank = rank.clamp(stratum / len(values), (stratum + 1) / len(values))
         above = ((rank - atom_to) / (1 - atom_to).clamp_min(1e-12)).clamp(0, 1)
         return torch.where(rank < atom_to, floor, interpolate(above, levels, self.quantiles_to)).T

@@ -18,7 +18,6 @@ import torch.nn.functional as F
 from sklearn.decomposition import PCA
 from sklearn.neighbors import NearestNeighbors
 from torch import Tensor, nn
-from torch_geometric.nn import GATConv
 
 from common.cli import Reporter
 from common.data import rare_types
@@ -144,6 +143,8 @@ class AttentionNet(nn.Module):
     """
 
     def __init__(self, n_features: int, n_types: int, params: SelectionParams) -> None:
+        from torch_geometric.nn import GATConv  # takes two seconds, which only those who learn should wait
+
         super().__init__()
         self.hidden = GATConv(n_features, params.gat_hidden, heads=params.gat_heads)
         self.out = GATConv(params.gat_hidden * params.gat_heads, n_types, heads=1)

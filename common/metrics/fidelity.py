@@ -10,7 +10,6 @@ Ranges, directions and sources of the metrics stand in `catalogue.py`.
 """
 
 import numpy as np
-import ot
 from anndata import AnnData
 from scipy.spatial.distance import cdist, pdist
 from scipy.stats import ks_2samp
@@ -60,6 +59,8 @@ def wasserstein(real: np.ndarray, synthetic: np.ndarray, *, p: int) -> float:
     p
         1 or 2.
     """
+    import ot  # a second, most of it JAX where there is one: only those who ask for a distance should wait
+
     cost = cdist(real, synthetic) ** p
     return float(ot.emd2(ot.unif(len(real)), ot.unif(len(synthetic)), cost, numItermax=2_000_000) ** (1 / p))
 
@@ -69,6 +70,8 @@ def sliced_wasserstein(real: np.ndarray, synthetic: np.ndarray, *, seed: int) ->
 
     At least 0, lower is better. Shapes as in `wasserstein`.
     """
+    import ot  # as above
+
     return float(ot.sliced_wasserstein_distance(real, synthetic, n_projections=N_PROJECTIONS, p=1, seed=seed))
 
 
