@@ -78,7 +78,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     keys: dict[str, Artist] = {}
     for axes in figure.axes:
         keys |= dict(zip(*reversed(axes.get_legend_handles_labels()), strict=True))
-    figure.legend(list(keys.values()), list(keys), loc="outside upper center", ncols=2, frameon=False, fontsize="small")
+    figure.legend(list(keys.values()), list(keys), loc="outside upper center", ncols=min(2, len(panels)), frameon=False, fontsize="small")
     for ending in (".png", ".pdf"):
         save(figure, args.out.with_name(args.out.name + ending))
     console.print(f"wrote {args.out}.png and .pdf", soft_wrap=True, markup=False)
