@@ -1,5 +1,8 @@
 """The scripts that measure speed: what they measure is what they say, on toy cells; how fast is no test's concern."""
 
+import subprocess
+import sys
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -12,6 +15,7 @@ from benchmarking.performance.scale import resample
 from common.data import CellSource
 from common.errors import UserError
 from common.generation import load_split
+from config import ROOT
 
 
 @pytest.fixture
@@ -130,3 +134,9 @@ def test_cost_is_measured_once(h5ad, tmp_path, monkeypatch):
     ]
     monkeypatch.setattr(scale, "measure", None)  # not called
     scale.main(flags)
+
+
+def test_start_up_waits_for_no_library_that_only_learning_or_judging_needs():
+    heavy = ("ot", "jax", "torch_geometric", "umap", "plotly", "snakemake")
+    code = f"import sys, data_generation.garage; print([name for name in {heavy} if name in sys.modules])"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT).stdout == "[]\n"
