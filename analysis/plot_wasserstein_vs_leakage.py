@@ -78,7 +78,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     keys: dict[str, Artist] = {}
     for axes in figure.axes:
         keys |= dict(zip(*reversed(axes.get_legend_handles_labels()), strict=True))
-    figure.legend(list(keys.values()), list(keys), loc="outside upper center", ncols=min(2, len(panels)), frameon=False, fontsize="small")
+    columns = min(2, len(panels))  # two are wider than a single panel
+    figure.legend(
+        list(keys.values()), list(keys), loc="outside upper center", ncols=columns, frameon=False, fontsize="small"
+    )
     for ending in (".png", ".pdf"):
         save(figure, args.out.with_name(args.out.name + ending))
     console.print(f"wrote {args.out}.png and .pdf", soft_wrap=True, markup=False)
