@@ -59,6 +59,7 @@ def test_calibrated_cells_are_those_of_the_same_run(matrix, tmp_path):
     assert code == 0 and "0 judged, 1 known" in told
 
 
+@pytest.mark.slow
 def test_every_method_is_judged_on_every_seed_and_not_twice(matrix, tmp_path):
     code, told, table = matrix("gan", "gan_paper", "poisson", "real_half", seeds=2)
     assert code == 0 and "8 judged, 0 known, 0 failed" in told

@@ -68,6 +68,7 @@ def toy_job(folder, generator="poisson", seed=0):
     return Job(source_of(str(folder / "toy.h5ad"), 10), 0.5, seed, generator, generator)
 
 
+@pytest.mark.slow
 def test_rare_cells_end_to_end(utility):
     flags = ["--methods", "garage", "bootstrap", "poisson_calibrated", "--amounts", "1", "5", "--keep"]
     code, told, folder = utility(*flags)

@@ -260,6 +260,7 @@ def source_of(folder, name):
     *(f"{folder}/{file}" for folder, end in (("plain", ""), ("gzipped", ".gz"))
       for file in (f"matrix.mtx{end}", f"barcodes.tsv{end}", f"features.tsv{end}")),
 ])  # fmt: skip
+@pytest.mark.slow
 def test_damaged_files_end_in_one_line(files, name, way, data):
     path = files / name
     good = path.read_bytes()

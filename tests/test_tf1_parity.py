@@ -23,7 +23,10 @@ PYTHON37 = ROOT / ".venv-tf1" / "bin" / "python"
 N_CELLS, N_GENES = 64, 300
 TOLERANCE = 1e-5
 
-pytestmark = pytest.mark.skipif(not PYTHON37.exists(), reason="TensorFlow 1 is not installed: make test-tf1")
+pytestmark = [
+    pytest.mark.skipif(not PYTHON37.exists(), reason="TensorFlow 1 is not installed: make test-tf1"),
+    pytest.mark.slow,
+]
 
 
 def run_reference(name, *flags):
