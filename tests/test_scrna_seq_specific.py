@@ -78,7 +78,7 @@ def test_a_type_with_one_cell_will_do(toy, name):
 @pytest.mark.parametrize(
     ("name", "others"),
     [
-        ("scgan", {"budget": 3000, "generator_lr": 2e-3, "critic_lr": 2e-3}),
+        ("scgan", {"budget": 5000, "generator_lr": 2e-3, "critic_lr": 2e-3}),
         ("scvae", {"budget": 400, "lr": 3e-3}),
         ("scvae", {"budget": 400, "lr": 3e-3, "likelihood": "zinb"}),
         ("scdiffusion", {"budget": 800, "lr": 3e-3, "autoencoder_steps": 300, "diffusion_steps": 50, "guidance": 2.0}),
@@ -89,13 +89,11 @@ def test_the_asked_type_is_what_a_classifier_recognises(toy, name, others):
     method = module(name)
     model = method.fit(toy, small(name, check_every=100, validation=0.0, **others), seed=0, device="cpu")
     recognise = LogisticRegression(max_iter=1000).fit(np.log1p(toy.X.toarray()), toy.obs["cell_type"])
-    profiles = {name: toy[toy.obs["cell_type"] == name].X.toarray().mean(0) for name in TOY_SIZES}
     for wanted in TOY_SIZES:
         drawn = method.sample(model, 100, cell_type=wanted, seed=1).X.toarray()
         assert (recognise.predict(np.log1p(drawn)) == wanted).mean() > 0.7
-        # how near is chance, and differs between processors for scgan: nearer than to any other type is the claim
-        near = {name: np.corrcoef(drawn.mean(0), profile)[0, 1] for name, profile in profiles.items()}
-        assert max(near, key=near.get) == wanted and near[wanted] > 0.7
+        real = toy[toy.obs["cell_type"] == wanted].X.toarray().mean(0)
+        assert np.corrcoef(drawn.mean(0), real)[0, 1] > 0.9
 
 
 def test_values_come_back_from_the_scale_on_which_methods_see_them(toy):
