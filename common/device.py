@@ -1,5 +1,6 @@
 """Where to compute."""
 
+import os
 from typing import Literal
 
 import torch
@@ -20,4 +21,7 @@ def choose_device(device: Device) -> torch.device:
     available = torch.cuda.is_available()
     if device == "cuda" and not available:
         raise UserError("--device cuda, but PyTorch sees no CUDA device: give --device cpu or auto")
-    return torch.device("cuda" if available and device != "cpu" else "cpu")
+    if not available or device == "cpu":
+        return torch.device("cpu")
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # without it products differ from run to run
+    return torch.device("cuda")

@@ -114,12 +114,15 @@ def _composition(args: Args, types: list[str]) -> dict[str, float] | None:
     return proportions
 
 
-def _identity(cells: AnnData, args: Args, params: GarageParams | PaperParams) -> dict[str, Any]:
+def _identity(
+    cells: AnnData, args: Args, params: GarageParams | PaperParams, device: torch.device
+) -> dict[str, Any]:  # fmt: skip
     X = cells.X.tocsr()
     names = "\n".join([*cells.obs_names, *cells.var_names, *cells.obs["cell_type"].astype(str)])
     data = digest(X.indptr.data, X.indices.data, X.data.data, names.encode())
     return {
         "data": data, "scale": cells.uns["scale"], "seed": args.seed, "preset": args.preset, "parameters": repr(params),
+        "device": device.type,
     }  # fmt: skip
 
 
@@ -215,7 +218,8 @@ def _train_and_draw(args: Args, argv: list[str], team: Team) -> None:
             )  # fmt: skip
         return
     with claimed(folder) if team.leads else nullcontext():
-        run = ResumableRun(folder, _identity(cells, args, params), resume=args.resume and team.leads, writes=team.leads)
+        identity = _identity(cells, args, params, device)
+        run = ResumableRun(folder, identity, resume=args.resume and team.leads, writes=team.leads)
         if isinstance(params, PaperParams) and device.type == "cpu":
             _warn_of_hours(cells, params)
         with progress_bar() as report, run.stoppable():

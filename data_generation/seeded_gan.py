@@ -26,6 +26,7 @@ from torch import Tensor, nn
 
 from common.cli import Reporter
 from common.disk import is_on_disk, map_rows, row_sums
+from common.graphs import Replayed
 from common.networks import mlp
 from common.processes import ALONE, Team
 from common.run import Checkpoint, no_checkpoint
@@ -43,14 +44,16 @@ SHAPE_PRIOR = 1.0  # values' worth of the common shape in each gene's, where the
 NEVER = -200.0  # logit of the detection of such a gene: a probability of exactly zero
 NARROWEST, WIDEST = 16, 128  # hidden layers whose width follows the number of cells
 BETAS = (0.5, 0.99)  # of Adam against a critic: little momentum, as the target moves
-DENSE_VALUES = 2**27  # of training cells that are kept dense on the device, 512 MB
+DENSE_VALUES = 2**27  # of training cells that are kept dense in memory, 512 MB
 BLOCK_VALUES = 2**24  # of cells that are looked at together when all are, 64 MB
 LOG_EVERY = 10  # steps between two rows of the loss table
 
 
 @dataclass(frozen=True)
 class TrainingCells:
-    """Training cells: on the device if there is room, otherwise where they came from, and then moved row by row.
+    """Training cells: dense on the device if there is room, otherwise where they came from, and moved row by row.
+
+    A GPU has room as long as they take half of its free memory; what is on disk stays out of the host's.
 
     Shapes: X (n_cells, n_genes), types (n_cells,), size (n_cells, 1).
     """
@@ -72,8 +75,11 @@ class TrainingCells:
         X = X.astype(np.float32, copy=False)  # which on disk they are: nothing is copied there
         if scale == "linear":
             X = map_rows(lambda block: block.log1p(), X)
-        fits = X.shape[0] * X.shape[1] <= DENSE_VALUES and not is_on_disk(X)
-        dense = torch.from_numpy(X.toarray()).to(device) if fits else None
+        dense = None
+        if X.shape[0] * X.shape[1] <= _room(device, on_disk=is_on_disk(X)):
+            dense = torch.empty(X.shape, device=device)
+            for rows in np.array_split(np.arange(X.shape[0]), -(-X.shape[0] * X.shape[1] // BLOCK_VALUES)):
+                dense[rows[0] : rows[-1] + 1] = torch.from_numpy(X[rows[0] : rows[-1] + 1].toarray())
         total = torch.from_numpy(row_sums(X).astype(np.float32)).to(device)[:, None]
         size = total.log() if scale == "counts" else torch.zeros_like(total)
         target = float(total.median()) if scale == "counts" else 1.0
@@ -104,6 +110,14 @@ class TrainingCells:
         """Return the sum of `measure(index, x)` over blocks."""
         parts = [measure(index, x) for index, x in self.blocks()]
         return parts[0] if len(parts) == 1 else torch.stack(parts).sum(0)
+
+
+def _room(device: torch.device, *, on_disk: bool) -> int:
+    """Return how many values of training cells may be kept dense on a device."""
+    if device.type == "cuda":
+        free, _ = torch.cuda.mem_get_info(device)
+        return free // 2 // torch.float32.itemsize
+    return 0 if on_disk else DENSE_VALUES
 
 
 def _type_means(cells: TrainingCells, of: Callable[[Tensor, Tensor], Tensor], n_types: int) -> Tensor:
@@ -280,24 +294,37 @@ class Training:
 
     Of each hybrid batch a process of the team computes its share; all draw the same batch and the same latent noise,
     so that the number of processes changes the order of sums, and the counts that are drawn against the critic.
+
+    Parameters
+    ----------
+    replay
+        Whether a CUDA device may replay steps as graphs; it does where all cells are on it and there is one process.
     """
 
     def __init__(
         self, cells: TrainingCells, selection: Selection, n_types: int, params: GarageParams, *, seed: int,
-        team: Team = ALONE,
+        team: Team = ALONE, replay: bool = True,
     ) -> None:  # fmt: skip
         self.cells, self.params, self.n_types, self.seed, self.team = cells, params, n_types, seed, team
         device = cells.types.device
         self.seed_rows = SeedRows(selection, device)
-        self.rng = torch.Generator(device).manual_seed(seed)
+        self.rng, self.rng_of_step = torch.Generator(device).manual_seed(seed), torch.Generator(device)
+        self.kl_weight = torch.ones((), device=device)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             self.generator = Generator.for_cells(cells, n_types, params).to(device)
             self.critic = Critic(cells.n_genes, n_types, params).to(device)
         own, others = self.generator.parameters, self.critic.parameters
-        self.anchor_optimizer = torch.optim.AdamW(own(), params.anchor_lr, fused=True)
-        self.generator_optimizer = torch.optim.Adam(own(), params.generator_lr, betas=BETAS, fused=True)
-        self.critic_optimizer = torch.optim.Adam(others(), params.critic_lr, betas=BETAS, fused=True)
+        how: dict[str, Any] = {"fused": True, "capturable": device.type == "cuda"}
+        self.anchor_optimizer = torch.optim.AdamW(own(), params.anchor_lr, **how)
+        self.generator_optimizer = torch.optim.Adam(own(), params.generator_lr, betas=BETAS, **how)
+        self.critic_optimizer = torch.optim.Adam(others(), params.critic_lr, betas=BETAS, **how)
+        self.steps: dict[str, Callable[[], dict[str, Tensor]]] = {
+            "anchor": self._anchor_step, "critic": self._critic_step,
+            "critic with penalty": lambda: self._critic_step(penalise=True),
+        }  # fmt: skip
+        if replay and device.type == "cuda" and cells.dense is not None and team.size == 1:
+            self.steps = {name: Replayed(step, (self.rng, self.rng_of_step)) for name, step in self.steps.items()}
         self.average = {k: v.detach().clone() for k, v in self.generator.state_dict().items()}
         self.step = 0
         self.losses: list[dict[str, float]] = []
@@ -329,9 +356,7 @@ class Training:
         shape = (self.n_rows, self.params.latent_dim)
         return torch.randn(shape, generator=self.rng, device=self.cells.types.device)[self.mine]
 
-    def _negative_elbo(
-        self, start: Tensor, goal: Tensor, x: Tensor, kl_weight: float
-    ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+    def _negative_elbo(self, start: Tensor, goal: Tensor, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Return the reconstruction and KL terms and z; rows start from cells, and aim at x.
 
         The terms are sums over this process's rows, divided by those of the whole batch.
@@ -343,35 +368,42 @@ class Training:
         decoded = self.generator.decode(z, types[goal], size[goal])
         nll = -self.generator.observation.log_likelihood(x, decoded, types[goal], size[goal]).mean()
         kl = 0.5 * (mean.square() + log_variance.exp() - 1 - log_variance).sum(1).mean()
-        return self.share * nll, self.share * kl_weight * kl, z
+        return self.share * nll, self.kl_weight * kl, z
 
     def anchor_step(self) -> dict[str, Tensor]:
         """Take one step up the evidence lower bound."""
-        kl_weight = min(1.0, (self.step + 1) / (self.warmup_steps + 1))
+        self.kl_weight.fill_(self.share * min(1.0, (self.step + 1) / (self.warmup_steps + 1)))
+        return self.steps["anchor"]()
+
+    def critic_step(self) -> dict[str, Tensor]:
+        """Take one step of the critic and one of the generator."""
+        self.kl_weight.fill_(self.share)
+        # what counts are drawn by: of this step and process, so that no state of it is kept
+        key = np.random.SeedSequence((self.seed, self.step, self.team.rank)).generate_state(2)
+        self.rng_of_step.manual_seed(int(key[0]) << 31 | int(key[1]) >> 1)
+        return self.steps["critic" if self.step % self.params.r1_every else "critic with penalty"]()
+
+    def _anchor_step(self) -> dict[str, Tensor]:
         start, goal = self._batch()
-        nll, kl, _ = self._negative_elbo(start, goal, self.cells.rows(goal), kl_weight)
+        nll, kl, _ = self._negative_elbo(start, goal, self.cells.rows(goal))
         self.anchor_optimizer.zero_grad()
         (nll + kl).backward()
         self.team.add_gradients(self.generator.parameters())
         self.anchor_optimizer.step()
-        return {"nll": nll, "kl": kl}
+        return {"nll": nll.detach(), "kl": kl.detach()}
 
-    def critic_step(self) -> dict[str, Tensor]:
-        """Take one step of the critic and one of the generator."""
+    def _critic_step(self, *, penalise: bool = False) -> dict[str, Tensor]:
         params, cells = self.params, self.cells
         start, goal = self._batch()
         types, size = cells.types[goal], cells.size[goal]
         x = cells.rows(goal)
         real = self.generator.ranking.normalise(x)
-        nll, kl, z = self._negative_elbo(start, goal, x, 1.0)
+        nll, kl, z = self._negative_elbo(start, goal, x)
         # seed rows keep the posterior of their seed, the others become noise rows
         z = torch.cat([self._noise()[: self.n_own], z[self.n_own :]])
         decoded = self.generator.decode(z, types, size)
-        fake = self.generator.ranking.normalise(
-            self.generator.observation.draw(decoded, types, size, self._rng_of_step())
-        )
+        fake = self.generator.ranking.normalise(self.generator.observation.draw(decoded, types, size, self.rng_of_step))
 
-        penalise = self.step % params.r1_every == 0
         real.requires_grad_(penalise)
         verdict_real, verdict_fake = self.critic(real, types), self.critic(fake.detach(), types)
         critic_loss = self.share * (F.softplus(-verdict_real).mean() + F.softplus(verdict_fake).mean())
@@ -392,12 +424,8 @@ class Training:
         (nll + kl + params.adversarial_weight * adversarial).backward()
         self.team.add_gradients(self.generator.parameters())
         self.generator_optimizer.step()
-        return {"nll": nll, "kl": kl, "adversarial": adversarial, "critic": critic_loss}
-
-    def _rng_of_step(self) -> torch.Generator:
-        """Return what counts are drawn by: a generator of this step and process, so that no state of it is kept."""
-        key = np.random.SeedSequence((self.seed, self.step, self.team.rank)).generate_state(2)
-        return torch.Generator(self.cells.types.device).manual_seed(int(key[0]) << 31 | int(key[1]) >> 1)
+        terms = {"nll": nll, "kl": kl, "adversarial": adversarial, "critic": critic_loss}
+        return {name: value.detach() for name, value in terms.items()}
 
     def _follow(self) -> None:
         """Move the average after the weights; during the anchor phase it is the weights."""

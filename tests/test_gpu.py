@@ -1,4 +1,4 @@
-"""On a GPU: the same losses as on the CPU, and steps that never make the host wait. Skipped where there is none."""
+"""On a GPU: what the CPU computes, steps that never make the host wait, and graphs of them. Skipped without one."""
 
 from dataclasses import replace
 
@@ -10,6 +10,8 @@ import torch
 from conftest import make_toy
 
 from common.cli import silent
+from common.disk import to_disk
+from common.graphs import WARM_UP
 from common.scale import to_log
 from config import GarageParams
 from data_generation import garage
@@ -24,12 +26,14 @@ TINY = GarageParams(
 )  # fmt: skip
 
 
-def training(X: sp.csr_matrix, types: np.ndarray, params: GarageParams, device: str) -> Training:
+def training(
+    X: sp.csr_matrix, types: np.ndarray, params: GarageParams, device: str, *, replay: bool = True, seed: int = 0
+) -> Training:  # fmt: skip
     # stage 1 on the CPU: what is compared is stage 2
     log_values = to_log(X, "counts", float(np.median(np.asarray(X.sum(1)))))
     selection = select(log_values, types, params, seed=0, device=torch.device("cpu"), report=silent)
     cells = TrainingCells.on(torch.device(device), X, types, "counts")
-    return Training(cells, selection, int(types.max()) + 1, params, seed=0)
+    return Training(cells, selection, int(types.max()) + 1, params, seed=seed, replay=replay)
 
 
 @pytest.fixture
@@ -38,25 +42,104 @@ def toy():
     return sp.csr_matrix(cells.X), cells.obs["cell_type"].astype("category").cat.codes.to_numpy()
 
 
-def test_losses_are_those_of_the_cpu(toy):
-    """Up to the random numbers, which differ by device: the means of the last steps agree."""
-    ends = {}
+@pytest.fixture(autouse=True)
+def _deterministic():
+    torch.use_deterministic_algorithms(True, warn_only=True)  # as the script does
+    yield
+    torch.use_deterministic_algorithms(False)
+
+
+def test_likelihood_and_its_gradient_are_those_of_the_cpu(toy):
+    """The device adds up gamma functions over all genes, the CPU where there are counts."""
+    run = training(*toy, TINY, "cpu")
+    every = torch.arange(run.cells.n_cells)
+    found = []
     for device in ("cpu", "cuda"):
-        run = training(*toy, replace(TINY, critic_steps=0), device)
+        observation = run.generator.observation.to(device)
+        X, types, size = (x.to(device) for x in (run.cells.dense, run.cells.types, run.cells.size))
+        decoded = torch.sin(every[:, None] + torch.arange(X.shape[1])).to(device).requires_grad_()
+        likelihood = observation.log_likelihood(X, decoded, types, size)
+        gradients = torch.autograd.grad(likelihood.sum(), [decoded, observation.log_dispersion])
+        found.append([x.detach().cpu() for x in (likelihood, *gradients)])
+    for of_cpu, of_gpu in zip(*found, strict=True):
+        torch.testing.assert_close(of_gpu, of_cpu, rtol=1e-3, atol=1e-3)
+
+
+def test_training_learns_as_much_as_on_the_cpu(toy):
+    """Random numbers differ by device: the GPU's loss lies where those of other seeds of the CPU do."""
+
+    def end(device, seed):
+        run = training(*toy, replace(TINY, critic_steps=0, anchor_epochs=100), device, seed=seed)
         run.run(silent)
-        ends[device] = np.mean([row["nll"] for row in run.losses[-5:]])
-    assert ends["cuda"] == pytest.approx(ends["cpu"], rel=0.1)
+        return np.mean([row["nll"] for row in run.losses[-20:]])
+
+    of_cpu = [end("cpu", seed) for seed in range(6)]
+    assert abs(end("cuda", 0) - np.mean(of_cpu)) < 4 * np.std(of_cpu, ddof=1)
 
 
-def test_steps_do_not_make_the_host_wait(toy):
-    run = training(*toy, TINY, "cuda")
-    run.anchor_step(), run.critic_step()  # memory and kernels are set up on first use
+def test_replayed_steps_are_those_that_are_written(toy):
+    """To the last bit: the weight of the KL term, the penalty and the random numbers of each step among them."""
+    params = replace(TINY, critic_steps=50)  # a penalty every eighth
+    written, replayed = (training(*toy, params, "cuda", replay=replay) for replay in (False, True))
+    for run in (written, replayed):
+        run.run(silent)
+    assert all(step.graph is not None for step in replayed.steps.values())
+    assert written.losses == replayed.losses
+    for name, weight in written.generator.state_dict().items():
+        assert torch.equal(weight, replayed.generator.state_dict()[name]), name
+
+
+@pytest.mark.parametrize("replay", [False, True])
+def test_steps_do_not_make_the_host_wait(toy, replay):
+    run = training(*toy, TINY, "cuda", replay=replay)
+
+    def steps():
+        run.anchor_step()
+        for run.step in (0, 1):  # the critic's with and without penalty
+            run.critic_step()
+
+    for _ in range(WARM_UP + 1):  # memory and kernels are set up, graphs captured
+        steps()
     torch.cuda.set_sync_debug_mode("error")
     try:
         for _ in range(3):
-            run.anchor_step(), run.critic_step()
+            steps()
     finally:
         torch.cuda.set_sync_debug_mode("default")
+
+
+def test_a_run_that_is_gone_on_from_ends_the_same(toy):
+    whole, half = training(*toy, TINY, "cuda"), training(*toy, TINY, "cuda")
+    whole.run(silent)
+
+    def stop(state):
+        if half.step == half.anchor_steps + 5:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        half.run(silent, stop)
+    rest = training(*toy, TINY, "cuda")
+    rest.load(half.state())
+    rest.run(silent)
+    assert whole.losses == rest.losses
+
+
+def test_cells_on_disk_lie_on_the_device(toy, tmp_path):
+    """And are the same there."""
+    X, types = toy
+    device = torch.device("cuda")
+    mapped = TrainingCells.on(device, to_disk(iter([X])), types, "counts")
+    assert mapped.dense is not None and torch.equal(mapped.dense, TrainingCells.on(device, X, types, "counts").dense)
+
+
+def test_the_same_seed_gives_the_same_cells(tmp_path):
+    """From the attention network to the drawn cells."""
+    make_toy().write_h5ad(tmp_path / "toy.h5ad")
+    flags = ["--gat-epochs", "10", "--anchor-epochs", "5", "--critic-steps", "20", "--critic-hidden", "8"]
+    for name in "ab":
+        garage.main(["--input", str(tmp_path / "toy.h5ad"), "--out", str(tmp_path / name), "--device", "cuda", *flags])
+    a, b = (anndata.read_h5ad(tmp_path / name / "cells.h5ad") for name in "ab")
+    assert (a.X != b.X).nnz == 0
 
 
 def test_script_runs_on_the_gpu_and_draws_on_the_cpu(tmp_path):

@@ -173,7 +173,7 @@ def elbo(training):
     kept = {name: getattr(training, name) for name in batch}
     vars(training).update(batch)
     with torch.no_grad():
-        nll, kl, _ = training._negative_elbo(every, every, training.cells.rows(every), 1.0)
+        nll, kl, _ = training._negative_elbo(every, every, training.cells.rows(every))
     vars(training).update(kept)
     return float(nll + kl)
 
@@ -193,7 +193,9 @@ def test_warm_up_raises_the_weight_of_the_kl_term(toy, tiny, monkeypatch):
     training = prepare(toy, replace(tiny, warmup_epochs=2, anchor_epochs=4))
     weights = []
     bound = training._negative_elbo
-    monkeypatch.setattr(training, "_negative_elbo", lambda *a: (weights.append(a[-1]), bound(*a))[1])
+    monkeypatch.setattr(
+        training, "_negative_elbo", lambda *a: (weights.append(float(training.kl_weight)), bound(*a))[1]
+    )
     training.run(silent)
     steps = training.warmup_steps
     assert steps == 2 * training.steps_per_epoch
