@@ -218,7 +218,7 @@ def _hold(n_bytes: int, path: Path) -> IO[bytes]:
 
 
 def _map_large_arrays() -> None:
-    """Let no holes grow where arrays of varying size come and go, a kilobyte a cell; costs a fifth of drawing's time.
+    """Let no holes grow where arrays of varying size come and go, a kilobyte a cell; costs a quarter of drawing's time.
 
     By default glibc raises the size from which memory is mapped to what was freed last. Other C libraries stay as they
     are.
