@@ -127,10 +127,13 @@ class Params:
     def __post_init__(self) -> None:
         """Refuse values out of range, which would train on nonsense or not at all."""
         for name, hint in get_type_hints(type(self), include_extras=True).items():
-            value = getattr(self, name)
+            value, flag = getattr(self, name), "--" + name.replace("_", "-")
+            if isinstance(value, tuple) and not (value and min(value) >= 1):  # widths of layers
+                raise UserError(
+                    f"{flag} is {' '.join(map(str, value)) or 'empty'}: give one width or more, each 1 at least"
+                )
             for allowed in getattr(hint, "__metadata__", ()):
                 if value is not None and not allowed.low <= value <= allowed.high:  # nan is in no range
-                    flag = "--" + name.replace("_", "-")
                     raise UserError(f"{flag} is {value}: give {allowed}")
 
 

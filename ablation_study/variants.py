@@ -7,7 +7,7 @@ from pathlib import Path
 import pandas as pd
 
 from benchmarking.controls import PURE_CONTROLS
-from benchmarking.experiment import MatrixArgs, run_jobs, source_of
+from benchmarking.experiment import MatrixArgs, run_jobs, source_of, tell_if_all_failed
 from benchmarking.matrix import Job, Outcome
 from common.metrics.catalogue import ALL, FAMILIES, RARE
 from common.results import differences
@@ -67,12 +67,15 @@ def run_variants(
     Returns
     -------
     What became of each job, and the rows of the table that are theirs.
+
+    Raises
+    ------
+    SystemExit
+        With code 1 if all of them failed.
     """
     outcomes, rows = run_jobs(plan(variants, args, split_seed=split_seed), args, args.out, FAMILIES)
-    if len(rows):  # the controls of the two kinds of splits have the same names
-        fixed = " by seed " if split_seed is None else f" by seed {split_seed},"
-        rows = rows[rows["split"].str.contains(fixed) == (split_seed is not None)]
-        show(rows[rows["metric"].isin(SHOWN) & (rows["group"] == ALL)], controls=PURE_CONTROLS)
+    tell_if_all_failed(outcomes)
+    show(rows[rows["metric"].isin(SHOWN) & (rows["group"] == ALL)], controls=PURE_CONTROLS)
     return outcomes, rows
 
 

@@ -1,6 +1,6 @@
 """MMD and sliced Wasserstein distance of any method's cells from held-out ones (paper, "Distribution metrics").
 
-Run:    python analysis/distribution_metrics.py --runs results/synthetic/pbmc68k/*/seed*
+Run:    python analysis/distribution_metrics.py --runs results/synthetic/pbmc68k/*/seed[0-4]
 Reads:  cells.h5ad, heldout.csv and run.json of each run, and the real cells from where it had them
 Writes: results/tables/distribution_metrics.csv: dataset, split, seed, method, group, metric, n (held-out cells
         compared), value

@@ -2,7 +2,8 @@
 
 For every data set, seed and metric, methods are ranked by how far they fall short of the metric's ideal; ties share
 their mean rank, and a method without a value comes last. Metrics of a family weigh alike, and so do families. Controls
-do not compete: theirs is the rank that they would have among the others.
+do not compete: theirs is the rank that they would have among the others. Data sets and seeds on which not every method
+was judged are left out: places among few are better than among many.
 
 Run:    python analysis/rank_methods.py
 Reads:  results/tables/benchmark.csv, or any long table (--table)
@@ -19,7 +20,7 @@ import pandas as pd
 import tyro
 
 from benchmarking.controls import PURE_CONTROLS
-from common.cli import console, run_script
+from common.cli import console, errors, run_script
 from common.errors import UserError
 from common.metrics.catalogue import ALL, METRICS, Family
 from common.results import read_results
@@ -49,7 +50,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Read, rank, write."""
     args: Args = tyro.cli(Args, args=argv, description=__doc__, config=(tyro.conf.OmitArgPrefixes,))
     table = read_results(args.table, made_by="python benchmarking/run_benchmark.py")
-    table = table[table["group"] == args.group]
+    table = comparable(table[table["group"] == args.group])
     ranks = summarise_ranks(rank(table, args.families))
     if ranks.empty:
         raise UserError(f"{args.table} has no metric of {args.group} in {', '.join(args.families)}: choose others")
@@ -57,6 +58,28 @@ def main(argv: Sequence[str] | None = None) -> None:
     with atomic(args.out / "ranks.md") as part:
         part.write_text(as_markdown(ranks, args.group, mark_untold(table)))
     console.print(f"wrote {args.out / 'ranks.csv'} and .md", soft_wrap=True)
+
+
+def comparable(table: pd.DataFrame) -> pd.DataFrame:
+    """Return the rows of those data sets, splits and seeds that have every method of the table; name the others.
+
+    Raises
+    ------
+    UserError
+        If there are none.
+    """
+    by = ["dataset", "split", "seed"]
+    methods, of_each = set(table["method"]), table.groupby(by)["method"].agg(set)
+    complete = of_each[of_each == methods].index
+    if len(of_each) and not len(complete):
+        at, lacking = max(of_each.items(), key=lambda item: len(item[1]))
+        raise UserError(
+            f"every method has to be judged on the same cells: {at[0]}, seed {at[2]}, lacks "
+            f"{', '.join(sorted(methods - lacking))}; judge them, or give a --table of fewer methods"
+        )
+    for at, found in of_each.drop(complete).items():
+        errors.print(f"[yellow]note:[/] {at[0]}, seed {at[2]}, has {len(found)} of {len(methods)} methods: left out")
+    return table[pd.MultiIndex.from_frame(table[by]).isin(complete)]
 
 
 def rank(table: pd.DataFrame, families: Sequence[Family]) -> pd.DataFrame:

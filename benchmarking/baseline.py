@@ -282,7 +282,6 @@ def script(
         check_seed(args)
         if args.source.on_disk:
             raise UserError("a baseline learns from all cells in memory: leave out --on-disk")
-        torch.use_deterministic_algorithms(True, warn_only=True)
         with speaking(quiet=args.quiet, json=args.json):
             if args.from_ is not None:
                 draw_more(args, argv)

@@ -15,7 +15,7 @@ from common.data import CellSource
 from common.errors import UserError
 from common.generation import folder_of
 from common.metrics.catalogue import Computed
-from common.results import read_results
+from common.results import KEYS, read_results
 from common.run import check_writable
 from config import DATASETS
 
@@ -76,8 +76,14 @@ def run_jobs(
     if not table.exists():
         return outcomes, pd.DataFrame()
     rows = read_results(table, made_by="the same command")
-    mine = rows["dataset"].isin({outcome.dataset for outcome in outcomes}) & rows["seed"].isin({j.seed for j in jobs})
-    return outcomes, rows[mine & rows["method"].isin({job.method for job in jobs})]
+    mine = {(outcome.dataset, outcome.split, outcome.job.seed, outcome.job.method) for outcome in outcomes}
+    return outcomes, rows[pd.MultiIndex.from_frame(rows[KEYS]).isin(mine)]
+
+
+def tell_if_all_failed(outcomes: Sequence[Outcome]) -> None:
+    """Stop, as `tell` does, where there is nothing to go on with."""
+    if all(outcome.status == "failed" for outcome in outcomes):
+        tell(outcomes, "nothing was written")
 
 
 def tell(outcomes: Sequence[Outcome], then: str) -> None:

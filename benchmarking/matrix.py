@@ -5,7 +5,6 @@ draws as many cells as it learnt from, and every metric compares these with the 
 already is left as it is, so that an interrupted matrix goes on; a failure is kept as a gap and tried again next time.
 """
 
-import json
 import traceback
 import warnings
 from collections.abc import Callable, Collection, Sequence
@@ -31,11 +30,10 @@ from common.data import CellSource
 from common.errors import UserError
 from common.evaluation import evaluate
 from common.generation import folder_of, load_split
-from common.judging import record_run
+from common.judging import record_run, rows_of
 from common.metrics.catalogue import ALL, METRICS, Computed
-from common.results import KEYS, read_results
 from common.run import Stopwatch
-from common.runs import Run, describe_split, load_run, read_record, with_genes_of
+from common.runs import Run, describe_split, load_run, made_of, read_record, with_genes_of
 from config import BaselineParams, GarageParams, PaperParams, SelectionParams
 from data_generation import garage
 
@@ -92,6 +90,8 @@ class Outcome:
     status: Literal["judged", "known", "failed"]
     reason: str = ""
     """of a failure, one line"""
+    split: str = ""
+    """as tables call it; nothing if the cells could not be split"""
 
 
 def perform_all(
@@ -130,11 +130,11 @@ def perform(job: Job, table: Path, families: Collection[Computed], *, again: boo
     except UserError as error:
         return Outcome(job, str(job.source.dataset or job.source.input), "failed", str(error))
     folder = folder_of(None, split.dataset, job.name, job.seed)
-    if not again and not is_stale(job, split) and _is_known(split, families, table):
-        return Outcome(job, split.dataset, "known")
+    if not again and is_current(job, split) and _is_known(split, families, table):
+        return Outcome(job, split.dataset, "known", split=split.split)
     try:
         is_control = job.generator in CONTROLS
-        run, seconds = _draw_control(job, split) if is_control else _run_script(job, folder, again=again)
+        run, seconds = _draw_control(job, split) if is_control else _run_script(job, folder, split.train, again=again)
         if job.calibrated:
             cells = calibrate(run.synthetic, run.train, GarageParams(), seed=job.seed)
             run = replace(run, method=job.method, synthetic=cells)
@@ -143,10 +143,10 @@ def perform(job: Job, table: Path, families: Collection[Computed], *, again: boo
         reason = explain(error, folder)
         gap = [(ALL, name, 0, np.nan) for name, metric in METRICS.items() if metric.family in {*families, "cost"}]
         record_run(split, pd.DataFrame(gap, columns=_COLUMNS), table)  # in the place of what an earlier run had
-        return Outcome(job, split.dataset, "failed", reason)
+        return Outcome(job, split.dataset, "failed", reason, split.split)
     cost = [(ALL, f"{stage}_seconds", run.train.n_obs, value) for stage, value in seconds.items()]
     record_run(run, pd.concat([rows, pd.DataFrame(cost, columns=_COLUMNS)]), table)
-    return Outcome(job, split.dataset, "judged")
+    return Outcome(job, split.dataset, "judged", split=split.split)
 
 
 _COLUMNS = ["group", "metric", "n", "value"]
@@ -161,7 +161,7 @@ def split_of(job: Job) -> Run:
         If the cells cannot be read or split.
     """
     split = _split(job.source, job.holdout, job.split_by)
-    described, params = describe_split(job.holdout, split.train.n_vars, job.split_seed), params_of(job)
+    described, params = describe_split(job.holdout, split.train.n_vars, job.split_seed), params_of(job, split.train)
     untold = isinstance(params, PaperParams) or (
         isinstance(params, BaselineParams) and load_method(job.generator).LABELS == "classifier"
     )
@@ -171,10 +171,9 @@ def split_of(job: Job) -> Run:
     )  # fmt: skip
 
 
-def is_stale(job: Job, split: Run) -> bool:
-    """Tell whether there is a run of a job, but other than it would be made today: tables may have it all the same."""
-    folder = folder_of(None, split.dataset, job.name, job.seed)
-    return is_trained(job) and folder.exists() and not _is_finished(job, folder)
+def is_current(job: Job, split: Run) -> bool:
+    """Tell whether a job's run is there as it would be made today; a control has none."""
+    return not is_trained(job) or _is_finished(job, folder_of(None, split.dataset, job.name, job.seed), split.train)
 
 
 def is_trained(job: Job) -> bool:
@@ -195,7 +194,7 @@ def sampler_of(job: Job, train: AnnData, *, again: bool) -> Sampler:
     if not is_trained(job):
         return learn(job, train)
     folder = folder_of(None, train.uns["dataset"], job.name, job.seed)
-    _run_script(job, folder, again=again)
+    _run_script(job, folder, train, again=again)
     path = folder / "model.pt"
     model: Any = garage.load(path) if job.generator == "garage" else baseline.load(path)[0]
     return partial(_module_of(job).sample, model)
@@ -203,12 +202,9 @@ def sampler_of(job: Job, train: AnnData, *, again: bool) -> Sampler:
 
 def learn(job: Job, cells: AnnData) -> Sampler:
     """Let a job's generator learn from any cells, leaving no run; return what draws from it."""
-    params = params_of(job)
-    if isinstance(params, SelectionParams) and params.rare_threshold is None:
-        params = replace(params, rare_threshold=cells.uns.get("rare_threshold"))
     module = _module_of(job)
     device = "auto" if is_trained(job) else "cpu"
-    return partial(module.sample, module.fit(cells, params, seed=job.seed, device=device))
+    return partial(module.sample, module.fit(cells, params_of(job, cells), seed=job.seed, device=device))
 
 
 def _module_of(job: Job) -> Any:
@@ -217,11 +213,14 @@ def _module_of(job: Job) -> Any:
     return garage if job.generator == "garage" else load_method(job.generator)
 
 
-def params_of(job: Job) -> Any:
-    """Return the hyperparameters that a job's generator would have today; None for a control."""
+def params_of(job: Job, cells: AnnData) -> Any:
+    """Return the hyperparameters with which a job's generator would learn from cells today; None for a control."""
     if not is_trained(job):
         return None
-    return (garage.parse(job.argv) if job.generator == "garage" else baseline.parse(job.generator, job.argv)).params
+    args: Any = garage.parse(job.argv) if job.generator == "garage" else baseline.parse(job.generator, job.argv)
+    if isinstance(args.params, SelectionParams) and args.params.rare_threshold is None:
+        return replace(args.params, rare_threshold=cells.uns.get("rare_threshold"))
+    return args.params
 
 
 @lru_cache(maxsize=1)  # jobs of one split come one after another
@@ -233,28 +232,22 @@ def _split(source: CellSource, holdout: float, seed: int) -> Run:
     return Run(
         folder=Path(), dataset=train.uns["dataset"], method="", seed=seed, split="", params={},
         rare_threshold=train.uns.get("rare_threshold"), train=train, held=with_genes_of(held, train), synthetic=train,
-        seeds=None,
+        seeds=None, data=train.uns["sha256"],
     )  # fmt: skip
 
 
 def _is_known(run: Run, families: Collection[Computed], table: Path) -> bool:
     """Tell whether a table has values of every family for a run."""
-    if not table.exists():
-        return False
-    rows = read_results(table, made_by="the same command")
-    mine = rows[(rows[KEYS] == tuple(getattr(run, key) for key in KEYS)).all(axis=1)].dropna(subset="value")
-    return set(families) <= {METRICS[metric].family for metric in mine["metric"] if metric in METRICS}
+    known = rows_of(run, table).dropna(subset="value")["metric"]
+    return set(families) <= {METRICS[metric].family for metric in known if metric in METRICS}
 
 
-def _is_finished(job: Job, folder: Path) -> bool:
-    """Tell whether a folder holds this job's run, made with the hyperparameters that it would have today."""
+def _is_finished(job: Job, folder: Path, train: AnnData) -> bool:
+    """Tell whether a folder holds this job's run, made of the data and with the hyperparameters of today."""
     if not (folder / "run.json").exists():
         return False
-    wanted = json.loads(json.dumps(asdict(params_of(job))))
-    record = read_record(folder)
-    # what is left open in config.py (a rare threshold), the run filled in
-    same = all(record["params"].get(name) == value for name, value in wanted.items() if value is not None)
-    return same and record["argv"] == job.argv
+    record, today = read_record(folder), made_of(train.uns["sha256"], asdict(params_of(job, train)))
+    return record["argv"] == job.argv and made_of(record["sha256"], record["params"]) == today
 
 
 def _draw_control(job: Job, split: Run) -> tuple[Run, dict[str, float]]:
@@ -266,11 +259,11 @@ def _draw_control(job: Job, split: Run) -> tuple[Run, dict[str, float]]:
     return replace(split, synthetic=drawn), _seconds(clock.stages)
 
 
-def _run_script(job: Job, folder: Path, *, again: bool) -> tuple[Run, dict[str, float]]:
+def _run_script(job: Job, folder: Path, train: AnnData, *, again: bool) -> tuple[Run, dict[str, float]]:
     """Run a generator's script, unless its folder is as the script would leave it, and read the folder back."""
     folder.mkdir(parents=True, exist_ok=True)
     with FileLock(folder / ".lock"):  # the same run may be judged as it is and calibrated, by two processes
-        if not _is_finished(job, folder) or (again and not job.calibrated):
+        if not _is_finished(job, folder, train) or (again and not job.calibrated):
             _run_anew(job, folder)
     return load_run(folder), _seconds(read_record(folder)["stages"])
 

@@ -18,10 +18,10 @@ import numpy as np
 import pandas as pd
 import tyro
 
-from benchmarking.experiment import source_of
+from benchmarking.experiment import source_of, tell, tell_if_all_failed
 from benchmarking.matrix import Job, perform_all
 from benchmarking.run_benchmark import choose_methods
-from common.cli import console, progress_bar, run_script
+from common.cli import progress_bar, run_script
 from common.errors import UserError
 from common.metrics.catalogue import ALL, METRICS
 from common.results import read_results
@@ -117,7 +117,7 @@ def rank_trials(rows: pd.DataFrame) -> pd.DataFrame:
     rows["rank"] = rows.groupby(["dataset", "of", "metric"])["shortfall"].rank()
     by = [rows["of"].rename("method"), rows["trial"].astype(int)]
     means = rows.pivot_table(index=by, columns="metric", values="value", sort=False)
-    found = rows.groupby(by)["rank"].mean().to_frame("rank").join(means[list(JUDGED_BY)])
+    found = rows.groupby(by)["rank"].mean().to_frame("rank").join(means.reindex(columns=list(JUDGED_BY)))
     return found.reset_index().sort_values(["method", "rank", "trial"])
 
 
@@ -137,14 +137,15 @@ def main(argv: Sequence[str] | None = None) -> None:
     ]
     long = args.out.with_name(f"{args.out.stem}_metrics.csv")
     with progress_bar() as report:
-        perform_all(jobs, table=long, families=["fidelity"], n_jobs=args.jobs, again=False, report=report)
+        outcomes = perform_all(jobs, table=long, families=["fidelity"], n_jobs=args.jobs, again=False, report=report)
+    tell_if_all_failed(outcomes)
     ranked = rank_trials(read_results(long, made_by="the same command"))
     ranked["flags"] = [
         " ".join(as_flags(propose(method, trial)))
         for method, trial in zip(ranked["method"], ranked["trial"], strict=True)
     ]
     write_table(args.out, ranked.round(4))
-    console.print(f"wrote {args.out}: the best of each method belongs into config.py", soft_wrap=True)
+    tell(outcomes, f"wrote {args.out}: the best of each method belongs into config.py")
 
 
 for _method, _space in SPACES.items():  # a misspelt one would only be told after hours

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from benchmarking.controls.contract import Frame
 from common.checks import make_learnable
 from common.cli import Reporter, silent
-from common.device import Device, choose_device
+from common.device import Device, choose_device, deterministic
 from common.metrics.fidelity import median_squared_distance, mmd
 from common.scale import to_log
 from config import BaselineParams
@@ -41,7 +41,7 @@ Draw = Callable[[int], Tensor]
 @contextmanager
 def reproducible(seed: int) -> Iterator[None]:
     """Seed PyTorch's own random numbers within a block; outside, they go on as if nothing had been."""
-    with torch.random.fork_rng():
+    with deterministic(), torch.random.fork_rng():
         torch.manual_seed(seed)
         yield
 

@@ -48,7 +48,7 @@ from sklearn.metrics import precision_recall_fscore_support
 from benchmarking import run_benchmark
 from benchmarking.calibrated import calibrate
 from benchmarking.experiment import MatrixArgs, check_matrix_args, tell
-from benchmarking.matrix import Job, Outcome, explain, in_processes, is_stale, learn, sampler_of, split_of
+from benchmarking.matrix import Job, Outcome, explain, in_processes, is_current, learn, sampler_of, split_of
 from common.checks import nearest
 from common.cli import console, progress_bar, run_script
 from common.comparison import compare
@@ -56,11 +56,11 @@ from common.data import CellSource, select_genes
 from common.errors import UserError
 from common.evaluation import find_rare
 from common.generation import folder_of
-from common.judging import record_run
+from common.judging import record_run, rows_of
 from common.metrics.catalogue import ALL, RARE
 from common.metrics.fidelity import N_FOLDS, auroc, compare_on, density_coverage, forest_scores
 from common.plotting import MARKERS, PALETTE, save
-from common.results import KEYS, differences, read_results
+from common.results import differences, read_results
 from common.run import atomic, check_writable, write_table
 from common.runs import Run, describe_split
 from common.summary import label_of, markdown_table, show
@@ -319,7 +319,7 @@ def perform(job: Job, make_trials: MakeTrials, args: Args, table: Path, *, threa
     torch.set_num_threads(threads)
     trials = make_trials(job, args)
     run = trials[0].run
-    stale = make_trials is rare_trials and is_stale(job, run)
+    stale = make_trials is rare_trials and not is_current(job, run)
     todo = [trial for trial in trials if args.again or stale or not _is_known(trial, table)]
     reasons = []
     for trial in todo:
@@ -336,12 +336,10 @@ def perform(job: Job, make_trials: MakeTrials, args: Args, table: Path, *, threa
 
 def _is_known(trial: Trial, table: Path) -> bool:
     """Tell whether a table has values of a trial."""
-    if not table.exists():
-        return False
-    rows = read_results(table, made_by="the same command").dropna(subset="value")
-    wanted = {key: getattr(trial.run, key) for key in KEYS} | dict(trial.setting)
-    mine = rows[(rows[list(wanted)] == list(wanted.values())).all(axis=1)]
-    return set(trial.groups) <= set(mine["group"])
+    rows = rows_of(trial.run, table).dropna(subset="value")
+    for name, value in trial.setting.items():
+        rows = rows[rows[name] == value] if len(rows) else rows
+    return set(trial.groups) <= set(rows["group"])
 
 
 def plan(args: Args, references: Sequence[str]) -> list[Job]:

@@ -196,6 +196,9 @@ def split_cells(cells: AnnData, holdout: float, seed: int) -> tuple[AnnData, Ann
     except ValueError as error:
         raise UserError(f"--holdout {holdout} leaves a side without one of the types: give another share") from error
     is_held = np.isin(np.arange(cells.n_obs), held)
+    for side, of_side in (("training", ~is_held), ("held-out", is_held)):
+        if lacking := sorted(set(types.iloc[order]) - set(types[of_side])):
+            raise UserError(f"--holdout {holdout} leaves no {side} cell of type {lacking[0]}: give another share")
     return subset(cells, ~is_held), subset(cells, is_held)
 
 

@@ -1,6 +1,8 @@
-"""Where to compute."""
+"""Where to compute, and that it gives the same twice."""
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Literal
 
 import torch
@@ -25,3 +27,14 @@ def choose_device(device: Device) -> torch.device:
         return torch.device("cpu")
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # without it products differ from run to run
     return torch.device("cuda")
+
+
+@contextmanager
+def deterministic() -> Iterator[None]:
+    """Within a block take those kernels that add up in the same order each time, where there are such."""
+    was, warned = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(was, warn_only=warned)

@@ -82,13 +82,17 @@ def check_seed(args: GeneratorArgs) -> None:
 
 
 def load_split(source: CellSource, holdout: float, seed: int) -> tuple[AnnData, AnnData | None]:
-    """Load the cells and split them by a seed; genes are chosen on the training cells only.
+    """Load the cells and split them by a seed; genes are chosen on the training cells only, clusters on all.
 
     Returns
     -------
     Training cells, and held-out cells with all genes (None if the share is 0).
     """
     cells = load_cells(replace(source, n_top_genes=None))
+    if source.cluster and holdout > 0:
+        cells.uns["notes"].append(
+            "clusters are those of all cells, the held-out ones among them: types are known, not learnt"
+        )
     cells, held = split_cells(cells, holdout, seed)
     if source.n_top_genes is not None:
         cells = subset(cells, genes=cells.var_names.isin(select_genes(cells, source.n_top_genes)))

@@ -12,7 +12,7 @@ from rich.markup import escape
 
 from common.cli import Reporter, errors
 from common.errors import UserError
-from common.results import KEYS, read_results, record
+from common.results import COLUMNS, KEYS, MADE_OF, read_results, record
 from common.runs import Run, identify, load_run
 
 
@@ -79,7 +79,7 @@ def judge_runs(
         for j, (name, generator) in enumerate(controls.items(), start=1):
             report("judging", step + j, total)
             control = replace(run, method=name, seeds=None, params={}, labels="given")
-            if _key(control) in ids or (not again and _known(path, control, rows)):
+            if _key(control) in ids or (not again and set(rows["metric"]) <= set(rows_of(control, path)["metric"])):
                 ids.add(_key(control))
                 continue
             try:
@@ -101,15 +101,16 @@ def _key(run: Run) -> tuple:
 
 def record_run(run: Run, rows: pd.DataFrame, path: Path) -> tuple:
     """Write the rows of a run, columns group, metric, n and value, into a table; return what identifies them there."""
-    given = {"leakage": run.params.get("leakage", np.nan), "labels": run.labels}  # what experiments vary
+    given = {"leakage": run.params.get("leakage", np.nan), "labels": run.labels, MADE_OF: run.made_of}
     record(path, rows.assign(**dict(zip(KEYS, _key(run), strict=True)), **given))
     return _key(run)
 
 
-def _known(path: Path, run: Run, rows: pd.DataFrame) -> bool:
-    """Tell whether a table has all metrics of some rows for a run."""
+def rows_of(run: Run, path: Path) -> pd.DataFrame:
+    """Return what a table, if it is there, has of a run on the same data with the same hyperparameters."""
     if not path.exists():
-        return False
+        return pd.DataFrame(columns=COLUMNS)
     table = read_results(path, made_by="the same command")
-    mine = (table[KEYS] == _key(run)).all(axis=1)
-    return set(rows["metric"]) <= set(table.loc[mine, "metric"])
+    if MADE_OF not in table:
+        return table[:0]
+    return table[(table[KEYS] == _key(run)).all(axis=1) & (table[MADE_OF] == run.made_of)]

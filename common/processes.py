@@ -14,6 +14,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from common.device import Device, choose_device
 from common.errors import UserError
 
 PATIENCE = timedelta(hours=12)  # for stage 1, which the first process runs while the others wait
@@ -77,21 +78,24 @@ ALONE = Team()
 
 
 @contextmanager
-def joined() -> Iterator[Team]:
-    """Join the processes that torchrun has started with this one, if it has; each gets a GPU of its own if there are.
+def joined(device: Device) -> Iterator[Team]:
+    """Join the processes that torchrun has started with this one, if it has; on GPUs each takes one of its own.
 
     Raises
     ------
     UserError
-        If they do not find each other.
+        If they do not find each other, or are more than the machine has GPUs.
     """
     size = int(os.environ.get("WORLD_SIZE", "1"))
     if size == 1:
         yield ALONE
         return
-    on_gpu = torch.cuda.is_available()
+    on_gpu = choose_device(device).type == "cuda"
     if on_gpu:
-        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+        place, n_gpus = int(os.environ["LOCAL_RANK"]), torch.cuda.device_count()
+        if place >= n_gpus:
+            raise UserError(f"this machine has {n_gpus} GPUs, one a process: give --nproc-per-node {n_gpus}")
+        torch.cuda.set_device(place)
     try:
         dist.init_process_group("nccl" if on_gpu else "gloo", timeout=PATIENCE)
     except (RuntimeError, ValueError) as error:

@@ -13,6 +13,7 @@ from common.errors import UserError
 from common.run import write_table
 
 KEYS = ["dataset", "split", "seed", "method"]  # of a run
+MADE_OF = "made_of"  # a further column of tables that are gone on with: see `common.runs.made_of`
 COLUMNS = [*KEYS, "group", "metric", "n", "value"]
 
 
@@ -34,7 +35,7 @@ def read_results(path: Path, *, made_by: str) -> pd.DataFrame:
     if not path.exists():
         raise UserError(f"{path} is missing: make it with {made_by}")
     with reading(path, "table of results"):
-        table = pd.read_csv(path, dtype={"group": str, "dataset": str, "method": str, "split": str})
+        table = pd.read_csv(path, dtype=dict.fromkeys(("group", "dataset", "method", "split", MADE_OF), str))
     if missing := set(COLUMNS) - set(table.columns):
         raise UserError(f"{path} has no column {' and '.join(sorted(missing))}: make it anew with {made_by}")
     return table

@@ -1,7 +1,8 @@
 """A finished run read back: its synthetic cells beside the real cells that it learnt from and those it never saw."""
 
 import json
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -12,7 +13,7 @@ from anndata import AnnData
 from common.checks import reading
 from common.data import CellSource, load_cells
 from common.errors import UserError
-from common.run import intact
+from common.run import digest, intact
 
 
 @dataclass(frozen=True)
@@ -35,6 +36,18 @@ class Run:
     """the table of seeds.csv, for a generator that has seeds"""
     labels: Literal["given", "classifier"] = "given"
     """whether the generator is told the type to make, or a classifier labels what it made"""
+    data: Mapping[str, str] = field(default_factory=dict)
+    """SHA-256 of the real cells, by file"""
+
+    @property
+    def made_of(self) -> str:
+        """What the run was made of, see `made_of`."""
+        return made_of(self.data, self.params)
+
+
+def made_of(data: Mapping[str, str], params: Mapping[str, Any]) -> str:
+    """Return a checksum of data and hyperparameters, by which tables know whether their rows are of today's run."""
+    return digest(json.dumps([data, params], sort_keys=True).encode())[:12]
 
 
 def read_record(folder: Path) -> dict[str, Any]:
@@ -54,7 +67,9 @@ def read_record(folder: Path) -> dict[str, Any]:
     with reading(path, "record of a run"):
         record: dict[str, Any] = json.loads(path.read_text())
         if "drawn_from" in record:
-            return read_record(Path(record["drawn_from"])) | {"trained_in": record["drawn_from"]}
+            trained = read_record(Path(record["drawn_from"]))
+            method = f"{trained['method']} drawn by seed {record['seed']}"  # so that tables keep the run's own cells
+            return trained | {"trained_in": record["drawn_from"], "method": method}
         return record
 
 
@@ -149,5 +164,5 @@ def load_run(folder: Path, *, needs_held: bool = True) -> Run:
         folder=folder, dataset=dataset, method=method, seed=seed, split=split, params=record["params"],
         rare_threshold=record["params"].get("rare_threshold", record.get("rare_threshold")),
         train=real[~is_held].copy(), held=real[is_held].copy(), synthetic=synthetic, seeds=seeds,
-        labels=record.get("labels", "given"),
+        labels=record.get("labels", "given"), data=record["sha256"],
     )  # fmt: skip

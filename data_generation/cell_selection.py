@@ -31,6 +31,7 @@ EXACT_UP_TO = 20_000  # cells; beyond this principal components are those of so 
 # the attention network learns from batches
 BATCH_CELLS = 512  # cells of such a batch
 VALIDATION_CELLS = 256  # cells that it is judged by
+STAND_FOR = 20  # cells of its type that a seed without listeners among them stands for
 FAN_OUT = 4  # neighbours that each cell of a batch listens to at most
 
 
@@ -523,16 +524,25 @@ def seed_neighborhoods(
 
     Returns
     -------
-    Shape (n_seeds, n_cells), rows sum to 1. A seed nobody of its type listens to stands for itself.
+    Shape (n_seeds, n_cells), rows sum to 1. A seed nobody of its type listens to stands for up to `STAND_FOR` others of
+    its type, all alike; only the one cell of a type for itself.
     """
     source, target = edge_index
     kin = (source != target) & (types[source] == types[target])
     shape = (len(types), len(types))
     paid = sp.csr_matrix((alpha[kin].astype(np.float64), (source[kin], target[kin])), shape)[seeds]
     total = np.asarray(paid.sum(1)).ravel()
-    alone = np.flatnonzero(total == 0)
-    itself = sp.csr_matrix((np.ones(len(alone)), (alone, seeds[alone])), shape=paid.shape)
-    return sp.csr_matrix(sp.diags(1 / np.where(total == 0, 1.0, total)) @ paid + itself)
+    others, row = [], []
+    for i in np.flatnonzero(total == 0):
+        of_type = np.flatnonzero(types == types[seeds[i]])
+        stands_for = of_type[of_type != seeds[i]][:STAND_FOR] if len(of_type) > 1 else of_type
+        others.append(stands_for)
+        row.append(np.full(len(stands_for), i))
+        total[i] = len(stands_for)
+    if others:
+        cells = np.concatenate(others)
+        paid = paid + sp.csr_matrix((np.ones(len(cells)), (np.concatenate(row), cells)), shape=paid.shape)
+    return sp.csr_matrix(sp.diags(1 / total) @ paid)
 
 
 def select(

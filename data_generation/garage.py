@@ -257,8 +257,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     argv = list(sys.argv[1:] if argv is None else argv)
     args = parse(argv)
     check_seed(args)
-    torch.use_deterministic_algorithms(True, warn_only=True)
-    with joined() as team, speaking(quiet=args.quiet or not team.leads, json=args.json):
+    with joined(args.device) as team, speaking(quiet=args.quiet or not team.leads, json=args.json):
         if args.from_ is None:
             _train_and_draw(args, argv, team)
         elif team.leads:  # drawing takes one process

@@ -18,7 +18,7 @@ from anndata import AnnData
 
 from common.checks import make_learnable, nearest
 from common.cli import Reporter, silent
-from common.device import Device, choose_device
+from common.device import Device, choose_device, deterministic
 from common.disk import is_on_disk, map_rows, row_sums, take
 from common.errors import UserError
 from common.processes import ALONE, Team
@@ -100,6 +100,7 @@ def _canonical_order(X: sp.csr_matrix, types: np.ndarray) -> np.ndarray:
     return np.lexsort((types, np.array(rows)))
 
 
+@deterministic()
 def fit(
     cells: AnnData, params: GarageParams | PaperParams, *, seed: int, device: Device = "auto",
     report: Reporter = silent, run: ResumableRun | None = None, clock: Stopwatch | None = None, team: Team = ALONE,

@@ -33,7 +33,7 @@ class NegativeBinomial(nn.Module):
         self.n_types, self.n_genes = log_profile.shape
         self.log_profile: Tensor
         self.register_buffer("log_profile", log_profile)  # (T, G)
-        self.log_dispersion = nn.Parameter(torch.zeros(log_profile.shape[1:]))
+        self.log_dispersion = nn.Parameter(torch.zeros_like(log_profile[0]))
 
     @property
     def dispersion(self) -> Tensor:
@@ -81,7 +81,7 @@ class HurdleGamma(nn.Module):
         self.log_level: Tensor
         self.register_buffer("detection_logit", detection_logit)  # (T, G)
         self.register_buffer("log_level", log_level)  # (T, G), log of the mean of the values above zero
-        self.raw_shape = nn.Parameter(torch.full(log_level.shape[1:], 3.0))
+        self.raw_shape = nn.Parameter(torch.full_like(log_level[0], 3.0))
 
     @property
     def shape(self) -> Tensor:
@@ -122,7 +122,7 @@ class Gaussian(nn.Module):
         self.n_types, self.n_genes = mean.shape
         self.mean: Tensor
         self.register_buffer("mean", mean)  # (T, G)
-        self.log_sd = nn.Parameter(torch.zeros(mean.shape[1:]))
+        self.log_sd = nn.Parameter(torch.zeros_like(mean[0]))
 
     def log_likelihood(self, x: Tensor, decoded: Tensor, types: Tensor, size: Tensor) -> Tensor:
         """Return the log-likelihood of x, up to a constant."""

@@ -16,6 +16,7 @@ Then `synthesis.py` takes over: it calibrates each type's marginals and draws ce
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -319,12 +320,8 @@ class Training:
         self.anchor_optimizer = torch.optim.AdamW(own(), params.anchor_lr, **how)
         self.generator_optimizer = torch.optim.Adam(own(), params.generator_lr, betas=BETAS, **how)
         self.critic_optimizer = torch.optim.Adam(others(), params.critic_lr, betas=BETAS, **how)
-        self.steps: dict[str, Callable[[], dict[str, Tensor]]] = {
-            "anchor": self._anchor_step, "critic": self._critic_step,
-            "critic with penalty": lambda: self._critic_step(penalise=True),
-        }  # fmt: skip
-        if replay and device.type == "cuda" and cells.dense is not None and team.size == 1:
-            self.steps = {name: Replayed(step, (self.rng, self.rng_of_step)) for name, step in self.steps.items()}
+        self.replays = replay and device.type == "cuda" and cells.dense is not None and team.size == 1
+        self.replayed: dict[str, Replayed] = {}
         self.average = {k: v.detach().clone() for k, v in self.generator.state_dict().items()}
         self.step = 0
         self.losses: list[dict[str, float]] = []
@@ -373,7 +370,7 @@ class Training:
     def anchor_step(self) -> dict[str, Tensor]:
         """Take one step up the evidence lower bound."""
         self.kl_weight.fill_(self.share * min(1.0, (self.step + 1) / (self.warmup_steps + 1)))
-        return self.steps["anchor"]()
+        return self._take("anchor", self._anchor_step)
 
     def critic_step(self) -> dict[str, Tensor]:
         """Take one step of the critic and one of the generator."""
@@ -381,7 +378,17 @@ class Training:
         # what counts are drawn by: of this step and process, so that no state of it is kept
         key = np.random.SeedSequence((self.seed, self.step, self.team.rank)).generate_state(2)
         self.rng_of_step.manual_seed(int(key[0]) << 31 | int(key[1]) >> 1)
-        return self.steps["critic" if self.step % self.params.r1_every else "critic with penalty"]()
+        if self.step % self.params.r1_every:
+            return self._take("critic", self._critic_step)
+        return self._take("critic with penalty", partial(self._critic_step, penalise=True))
+
+    def _take(self, name: str, step: Callable[[], dict[str, Tensor]]) -> dict[str, Tensor]:
+        """Take a step as it is written, or replay it."""
+        if not self.replays:
+            return step()
+        if name not in self.replayed:
+            self.replayed[name] = Replayed(step, (self.rng, self.rng_of_step))
+        return self.replayed[name]()
 
     def _anchor_step(self) -> dict[str, Tensor]:
         start, goal = self._batch()
@@ -451,6 +458,7 @@ class Training:
                 else:
                     report("critic", self.step - self.anchor_steps, self.params.critic_steps, **row)
             checkpoint(self.state)
+        self.replayed.clear()  # graphs hold memory, and this object
         self.generator.load_state_dict(self.average)
         self.generator.eval().requires_grad_(False)
 

@@ -1,6 +1,6 @@
 """Exact Wasserstein distances of synthetic from held-out cells, with floor and ceiling (paper, "Wasserstein distance").
 
-Run:    python data_generation/wasserstein_distance.py --runs results/synthetic/pbmc68k/garage/seed*
+Run:    python data_generation/wasserstein_distance.py --runs results/synthetic/pbmc68k/garage/seed[0-4]
 Reads:  cells.h5ad, heldout.csv and run.json of each run, and the real cells from where it had them
 Writes: results/tables/wasserstein.csv: dataset, split, seed, method, group, metric, n (cells compared, of either kind),
         value, leakage (empty for controls)

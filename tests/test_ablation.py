@@ -33,6 +33,13 @@ def study(tmp_path, monkeypatch, tiny_preset, capsys):
     return run
 
 
+@pytest.mark.parametrize("script", [seed_selection_ablation, leakage_ablation])
+def test_where_all_fails_the_reason_is_told(study, script, tmp_path):
+    (tmp_path / "toy.h5ad").write_bytes(b"no cells")
+    code, told, _ = study(script)
+    assert code == 1 and "failed:" in told and "nothing was written" in told
+
+
 def seeds_of(folder, method, seed):
     return pd.read_csv(folder / "synthetic" / "toy" / method / f"seed{seed}" / "seeds.csv")
 

@@ -1,6 +1,7 @@
 """The matrix: all alike judged, resumed, failures told; the search; the ranks."""
 
 import json
+import shutil
 from dataclasses import fields, replace
 from pathlib import Path
 
@@ -113,6 +114,27 @@ def test_a_failure_is_told_and_is_a_gap_until_it_is_mended(matrix, tmp_path, mon
         broken.setattr(gan, "make_generator", lambda *_: 1 / 0)
         _, _, table = matrix("gan", flags=["--again"])
     assert values_of(table, "gan").isna().all()
+
+
+def test_what_was_made_of_other_cells_or_is_gone_is_made_anew(matrix, tmp_path):
+    _, told, first = matrix("gan", "real_half")
+    assert "2 judged" in told and "0 judged, 2 known" in matrix("gan", "real_half")[1]
+    shutil.rmtree(tmp_path / "synthetic")  # as in a fresh clone, where tables are and runs are not
+    _, told, again = matrix("gan", "real_half")
+    assert "1 judged, 1 known" in told
+    timed = first["metric"].str.endswith("_seconds")
+    pd.testing.assert_frame_equal(first[~timed], again[~timed])
+    fewer = make_toy()[::2]
+    fewer.write_h5ad(tmp_path / "toy.h5ad")  # other cells under the same name
+    _, told, table = matrix("gan", "real_half")
+    assert "2 judged, 0 known" in told and (table["n"].max() < first["n"].max())
+
+
+def test_rows_of_other_splits_are_not_shown(matrix, tmp_path):
+    matrix("real_half", "poisson")
+    _, told, table = matrix("real_half", flags=["--holdout", "0.25"])
+    assert set(table["split"]) == {"holdout 0.5, 20 genes", "holdout 0.25, 20 genes"}
+    assert "holdout 0.25" in told and "holdout 0.5" not in told
 
 
 def test_a_script_s_own_error_is_the_reason(matrix, monkeypatch):
@@ -254,6 +276,15 @@ def test_ranks_as_tables(tmp_path):
     assert lines[4].startswith("| *controls* |") and lines[5].startswith("| real_half |")
     with pytest.raises(SystemExit):
         rank_methods.main(["--table", str(tmp_path / "long.csv"), "--group", "nobody", "--out", str(tmp_path)])
+
+
+def test_ranks_are_among_all_methods_or_none(tmp_path, capsys):
+    """On a seed that few were judged on every place is a good one."""
+    alone = long_table({"a": 0.9}, seed=1)
+    table = rank_methods.comparable(pd.concat([long_table({"a": 0.9, "b": 0.6}), alone]))
+    assert set(table["seed"]) == {0} and "d, seed 1, has 1 of 2 methods: left out" in capsys.readouterr().err
+    with pytest.raises(UserError, match=r"d, seed 0, lacks b"):
+        rank_methods.comparable(pd.concat([long_table({"a": 0.9}), long_table({"b": 0.6}, seed=1)]))
 
 
 def test_the_docs_list_every_baseline():

@@ -20,6 +20,7 @@ from common.scale import to_log
 from config import SelectionParams
 from data_generation import cell_selection
 from data_generation.cell_selection import (
+    STAND_FOR,
     AttentionNet,
     ListenerGraph,
     Selection,
@@ -499,12 +500,21 @@ def test_every_type_has_a_seed_even_if_seeds_are_few():
 
 
 def test_neighborhood_by_hand():
-    types = np.array([0, 0, 0, 1, 1])
-    edges = np.array([[0, 0, 0, 1, 3, 0, 1, 2, 3, 4], [1, 2, 3, 0, 0, 0, 1, 2, 3, 4]])
-    alpha = np.array([0.6, 0.2, 0.7, 0.1, 0.5, 0.4, 0.4, 0.8, 0.3, 1.0])
-    hood = seed_neighborhoods(edges, alpha, types, np.array([0, 3, 4])).toarray()
-    # 0 is heard by 1 and 2 (and by 3, not its kin, and itself); 3 only by a stranger, 4 by nobody
-    np.testing.assert_allclose(hood, [[0, 0.75, 0.25, 0, 0], [0, 0, 0, 1, 0], [0, 0, 0, 0, 1]])
+    types = np.array([0, 0, 0, 1, 1, 1, 2])
+    edges = np.array([[0, 0, 0, 1, 3, 0, 1, 2, 3, 4, 6], [1, 2, 3, 0, 0, 0, 1, 2, 3, 4, 6]])
+    alpha = np.array([0.6, 0.2, 0.7, 0.1, 0.5, 0.4, 0.4, 0.8, 0.3, 1.0, 1.0])
+    hood = seed_neighborhoods(edges, alpha, types, np.array([0, 3, 4, 6])).toarray()
+    # 0 is heard by 1 and 2 (and by 3, not its kin, and itself); 3 only by a stranger, 4 by nobody, and 6 has no kin
+    assert hood.shape == (4, 7)
+    np.testing.assert_allclose(hood[0], [0, 0.75, 0.25, 0, 0, 0, 0])
+    np.testing.assert_allclose(hood[1:3], [[0, 0, 0, 0, 0.5, 0.5, 0], [0, 0, 0, 0.5, 0, 0.5, 0]])
+    np.testing.assert_allclose(hood[3], [0, 0, 0, 0, 0, 0, 1])
+
+
+def test_a_seed_without_listeners_stands_for_a_few_of_its_type():
+    types = np.zeros(3 * STAND_FOR, dtype=int)
+    (row,) = seed_neighborhoods(np.zeros((2, 0), dtype=int), np.zeros(0), types, np.array([4])).toarray()
+    assert (row > 0).sum() == STAND_FOR and row[4] == 0 and row.sum() == pytest.approx(1)
 
 
 def test_neighborhoods_are_distributions_over_kin():
@@ -518,7 +528,8 @@ def test_neighborhoods_are_distributions_over_kin():
     paid = sp.csr_matrix((alpha, edges), (len(types), len(types))).toarray()
     checked = 0
     for row, seed in zip(hood, seeds, strict=True):
-        if row[seed] == 0:  # heard by its kin
+        assert row[seed] == 0
+        if paid[seed, (types == types[seed]) & (np.arange(len(types)) != seed)].any():  # heard by its kin
             others = np.flatnonzero(row)
             np.testing.assert_allclose(row[others], paid[seed, others] / paid[seed, others].sum(), rtol=1e-5)
             checked += 1

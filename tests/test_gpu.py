@@ -5,11 +5,11 @@ from dataclasses import replace
 import anndata
 import numpy as np
 import pytest
-import scipy.sparse as sp
 import torch
-from conftest import make_toy
+from conftest import make_toy, on_scale
 
 from common.cli import silent
+from common.device import deterministic
 from common.disk import to_disk
 from common.graphs import WARM_UP
 from common.scale import to_log
@@ -26,27 +26,29 @@ TINY = GarageParams(
 )  # fmt: skip
 
 
-def training(
-    X: sp.csr_matrix, types: np.ndarray, params: GarageParams, device: str, *, replay: bool = True, seed: int = 0
-) -> Training:  # fmt: skip
+def training(X, types, scale, params, device, *, replay=True, seed=0):
     # stage 1 on the CPU: what is compared is stage 2
-    log_values = to_log(X, "counts", float(np.median(np.asarray(X.sum(1)))))
+    log_values = to_log(X, scale, float(np.median(np.asarray(X.sum(1)))))
     selection = select(log_values, types, params, seed=0, device=torch.device("cpu"), report=silent)
-    cells = TrainingCells.on(torch.device(device), X, types, "counts")
+    cells = TrainingCells.on(torch.device(device), X, types, scale)
     return Training(cells, selection, int(types.max()) + 1, params, seed=seed, replay=replay)
 
 
 @pytest.fixture
-def toy():
+def toy(scale):
     cells = make_toy()
-    return sp.csr_matrix(cells.X), cells.obs["cell_type"].astype("category").cat.codes.to_numpy()
+    return on_scale(cells, scale).X, cells.obs["cell_type"].cat.codes.to_numpy(), scale
+
+
+@pytest.fixture
+def scale():
+    return "counts"
 
 
 @pytest.fixture(autouse=True)
 def _deterministic():
-    torch.use_deterministic_algorithms(True, warn_only=True)  # as the script does
-    yield
-    torch.use_deterministic_algorithms(False)
+    with deterministic():  # as fit does
+        yield
 
 
 def test_likelihood_and_its_gradient_are_those_of_the_cpu(toy):
@@ -77,13 +79,17 @@ def test_training_learns_as_much_as_on_the_cpu(toy):
     assert abs(end("cuda", 0) - np.mean(of_cpu)) < 4 * np.std(of_cpu, ddof=1)
 
 
+@pytest.mark.parametrize("scale", ["counts", "log", "scaled"])
 def test_replayed_steps_are_those_that_are_written(toy):
     """To the last bit: the weight of the KL term, the penalty and the random numbers of each step among them."""
     params = replace(TINY, critic_steps=50)  # a penalty every eighth
     written, replayed = (training(*toy, params, "cuda", replay=replay) for replay in (False, True))
+    graphs = replayed.replayed
     for run in (written, replayed):
-        run.run(silent)
-    assert all(step.graph is not None for step in replayed.steps.values())
+        steps = [run.anchor_step] * 20 + [run.critic_step] * 50
+        for run.step, take in enumerate(steps):
+            run.losses.append(run.team.add(take()))
+    assert len(graphs) == 3 and all(step.graph is not None for step in graphs.values())
     assert written.losses == replayed.losses
     for name, weight in written.generator.state_dict().items():
         assert torch.equal(weight, replayed.generator.state_dict()[name]), name
@@ -126,7 +132,7 @@ def test_a_run_that_is_gone_on_from_ends_the_same(toy):
 
 def test_cells_on_disk_lie_on_the_device(toy, tmp_path):
     """And are the same there."""
-    X, types = toy
+    X, types, _ = toy
     device = torch.device("cuda")
     mapped = TrainingCells.on(device, to_disk(iter([X])), types, "counts")
     assert mapped.dense is not None and torch.equal(mapped.dense, TrainingCells.on(device, X, types, "counts").dense)

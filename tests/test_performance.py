@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -10,6 +11,7 @@ from conftest import make_toy, on_scale
 from matplotlib import pyplot
 
 from benchmarking.performance import quality_against_time, scale
+from benchmarking.performance.default_speed import flags_of
 from benchmarking.performance.quality_against_time import judge, time_ratio
 from benchmarking.performance.scale import resample
 from common.data import CellSource
@@ -44,6 +46,12 @@ def test_genes_are_repeated_or_left_out():
     (more,), (fewer,) = (list(resample(real, 30, n, seed=0)) for n in (2 * real.n_vars + 3, 7))
     assert more.n_vars == 2 * real.n_vars + 3 and fewer.n_vars == 7
     assert more.var_names.is_unique and not np.array_equal(more.X[:, :20].toarray(), more.X[:, 20:40].toarray())
+
+
+def test_every_flag_of_the_cells_is_handed_on():
+    source = CellSource(input=Path("x.csv"), label_key="type", transpose=True, n_top_genes=7)
+    assert flags_of(source) == ["--input", "x.csv", "--label-key", "type", "--transpose", "--n-top-genes", "7"]
+    assert flags_of(CellSource()) == []
 
 
 def test_judge_knows_good_cells_from_bad_ones(h5ad):

@@ -51,7 +51,7 @@ def test_rows_are_shared_out_once():
 def test_alone_nothing_is_added():
     weight = torch.nn.Parameter(torch.ones(3))
     (2 * weight).sum().backward()
-    with joined() as team:
+    with joined("cpu") as team:
         assert team is ALONE and team.leads
         team.add_gradients([weight])
         team.wait()

@@ -16,7 +16,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 
 import numpy as np
@@ -44,6 +44,16 @@ class Options:
     """iterations of the published loop beside each"""
 
 
+def flags_of(source: CellSource) -> list[str]:
+    """Return the flags that name these cells to `data_generation/garage.py`."""
+    words = []
+    for field in fields(source):
+        value, flag = getattr(source, field.name), "--" + field.name.replace("_", "-")
+        if value != field.default:
+            words += [flag] if value is True else [flag, str(value)]
+    return words
+
+
 def run_garage(flags: Sequence[str], out: Path) -> tuple[float, float]:
     """Run the script; return its seconds, start-up included, and its peak memory in MB."""
     start = time.perf_counter()
@@ -60,10 +70,6 @@ def run_garage(flags: Sequence[str], out: Path) -> tuple[float, float]:
 def main(argv: Sequence[str] | None = None) -> None:
     """Measure, print and write the table."""
     options = tyro.cli(Options, args=argv, config=(tyro.conf.OmitArgPrefixes,))
-    flags = []
-    for flag, value in (("--dataset", options.source.dataset), ("--n-top-genes", options.source.n_top_genes)):
-        flags += [flag, str(value)] if value is not None else []
-    flags += ["--input", str(options.source.input)] if options.source.input else []
     cells, params, rows = load_cells(options.source), PaperParams(), []
     X = to_log(cells.X, cells.uns["scale"], 1e4).toarray()
     n_seeds = int(np.ceil(params.leakage * cells.n_obs))
@@ -73,7 +79,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     path = RESULTS_DIR / "tables" / f"performance_default_{cells.uns['dataset']}.csv"
     for run in range(options.runs):
         with tempfile.TemporaryDirectory() as folder:
-            seconds, peak = run_garage(flags, Path(folder))
+            seconds, peak = run_garage(flags_of(options.source), Path(folder))
         start = time.perf_counter()
         for _ in range(options.iterations):
             published.iterate()

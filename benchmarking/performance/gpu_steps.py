@@ -28,12 +28,14 @@ from benchmarking.performance.scale import resample
 from common.cli import console, run_script
 from common.data import CellSource, load_cells
 from common.errors import UserError
+from common.graphs import WARM_UP
 from common.run import write_table
 from config import RESULTS_DIR, GarageParams
 from data_generation.cell_selection import Selection
 from data_generation.seeded_gan import Training, TrainingCells
 
 NEIGHBORS = 10  # of a seed
+SETUP_STEPS = (WARM_UP + 1) * GarageParams().r1_every  # until steps with a penalty have their graph, too
 
 
 @dataclass(frozen=True)
@@ -92,7 +94,7 @@ def rounds_of(step: Callable[[], Any], options: Options) -> tuple[float, list[fl
             torch.cuda.synchronize()
         return time.perf_counter() - start
 
-    return seconds(20), [1000 * seconds(options.steps) / options.steps for _ in range(options.rounds)]
+    return seconds(SETUP_STEPS), [1000 * seconds(options.steps) / options.steps for _ in range(options.rounds)]
 
 
 @run_script
@@ -102,7 +104,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     if not torch.cuda.is_available():
         raise UserError("PyTorch sees no CUDA device: there is nothing to compare")
     torch.set_num_threads(1)
-    torch.use_deterministic_algorithms(True, warn_only=True)  # as garage.py does
+    torch.use_deterministic_algorithms(True, warn_only=True)  # as fit does
     real = load_cells(CellSource(input=options.input, label_key=options.label_key))
     rows = []
     for n_cells, n_genes in zip(options.cells, options.genes, strict=True):

@@ -30,7 +30,7 @@ import tyro
 from anndata import AnnData
 from matplotlib.figure import Figure
 
-from benchmarking.controls import scvi
+from benchmarking.controls import CONTROLS, load_controls, scvi
 from benchmarking.performance.published_loop import PublishedLoop
 from common.cli import console, run_script
 from common.data import CellSource
@@ -177,6 +177,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     options = tyro.cli(Options, args=argv, description=__doc__, config=(tyro.conf.OmitArgPrefixes,))
     if not 0 < options.holdout < 1:
         raise UserError(f"--holdout is {options.holdout}: give a share above 0 and below 1, for held-out cells judge")
+    load_controls([method for method in options.methods if method in CONTROLS])  # tells what is not installed
     for seed in range(options.seeds):
         train, held = load_split(options.source, options.holdout, seed)
         assert held is not None
