@@ -106,7 +106,7 @@ def test_a_run_writes_what_the_contract_says(name, scale, toy, tmp_path):
     method.main(["--from", str(folder), "--seed", "1"])  # later, by model.pt alone
     later = anndata.read_h5ad(folder / "drawn_seed1" / "cells.h5ad")
     assert (later.X != cells.X).nnz == 0 and (later.obs["cell_type"] == cells.obs["cell_type"]).all()
-    assert load_run(folder / "drawn_seed1").method == name
+    assert load_run(folder / "drawn_seed1").method == f"{name} drawn by seed 1"
 
     method.main([*flags, "--out", str(tmp_path / "again")])
     assert (tmp_path / "again" / "cells.csv").read_bytes() == (folder / "cells.csv").read_bytes()
@@ -173,6 +173,13 @@ def test_presets_and_hyperparameters_are_flags(name):
     assert parse(name, []).params == presets["tuned"] and parse(name, ["--preset", "paper"]).params == presets["paper"]
     assert parse(name, ["--preset=paper", "--budget", "7"]).params == replace(presets["paper"], budget=7)
     assert parse(name, flags_of(small(name))).params == small(name)
+
+
+@pytest.mark.parametrize(("flags", "told"), [([], "is empty"), (["8", "-3"], "is 8 -3")])
+def test_layers_have_a_width(capsys, flags, told):
+    with pytest.raises(SystemExit) as stop:
+        vae.main(["--encoder-hidden", *flags])
+    assert stop.value.code == 2 and f"--encoder-hidden {told}: give one width or more" in capsys.readouterr().err
 
 
 TRAINING = {"budget": 3, "budget_in": "epochs", "batch_size": 9, "validation": 0.5}

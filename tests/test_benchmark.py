@@ -13,6 +13,7 @@ from conftest import make_toy
 from analysis import rank_methods
 from benchmarking import run_benchmark, search
 from benchmarking.controls import DEFAULT_CONTROLS, load_controls
+from benchmarking.matrix import _split
 from benchmarking.sota import gan
 from common.errors import UserError
 from common.evaluation import evaluate
@@ -126,6 +127,7 @@ def test_what_was_made_of_other_cells_or_is_gone_is_made_anew(matrix, tmp_path):
     pd.testing.assert_frame_equal(first[~timed], again[~timed])
     fewer = make_toy()[::2]
     fewer.write_h5ad(tmp_path / "toy.h5ad")  # other cells under the same name
+    _split.cache_clear()  # as for a command of its own
     _, told, table = matrix("gan", "real_half")
     assert "2 judged, 0 known" in told and (table["n"].max() < first["n"].max())
 
@@ -196,6 +198,15 @@ def test_trials_are_the_same_each_time_and_lie_in_their_space(method):
     assert all(trial[name] in space[name] for trial in trials for name in space)
     assert len({json.dumps(trial) for trial in trials}) > 10
     assert set(space) <= {field.name for field in fields(tuned)}
+
+
+def test_trials_that_fail_are_told(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("common.generation.RESULTS_DIR", tmp_path)
+    (tmp_path / "toy.h5ad").write_bytes(b"no cells")
+    flags = ["--methods", "gan", "--datasets", str(tmp_path / "toy.h5ad"), "--trials", "2", "--jobs", "1"]
+    with pytest.raises(SystemExit) as stop:
+        search.main([*flags, "--out", str(tmp_path / "search.csv")])
+    assert stop.value.code == 1 and "2 failed; nothing was written" in capsys.readouterr().out
 
 
 def long_table(values, metric="rf_auroc_pcs", dataset="d", seed=0):

@@ -117,6 +117,19 @@ def test_controls_stand_where_theory_has_them():
     assert (known["all_zeros"] == known.max(axis=1)).all()
 
 
+@pytest.mark.parametrize(
+    ("holdout", "told"), [(0.9, "no training cell of type R"), (0.1, "no held-out cell of type R")]
+)
+def test_no_side_of_a_split_loses_a_type_unseen(holdout, told):
+    types = ["A"] * 100 + ["B"] * 100 + ["R"] * 2 + ["alone"]
+    cells = AnnData(
+        np.ones((203, 2), np.float32), obs=pd.DataFrame({"cell_type": types}, [f"c{i}" for i in range(203)])
+    )
+    with pytest.raises(UserError, match=told):
+        split_cells(cells, holdout, 0)
+    assert sorted(set(split_cells(cells, 0.5, 0)[1].obs["cell_type"])) == ["A", "B", "R"]
+
+
 def count_cells(run: Run) -> pd.DataFrame:
     return pd.DataFrame(
         [(ALL, "cells", run.held.n_obs, float(run.synthetic.n_obs))], columns=["group", "metric", "n", "value"]
@@ -145,6 +158,15 @@ def test_controls_are_judged_once_unless_asked_again(toy_runs, tmp_path):
     for again in (False, False, True):
         judge([toy_runs / "seed0"], tmp_path / "t.csv", judge=remember, again=again)
     assert judged == ["garage", "real_half", "poisson", "garage", "garage", "real_half", "poisson"]
+
+
+def test_controls_of_other_cells_are_judged_again(toy_runs, tmp_path):
+    """Also those of a table that does not say what its rows were made of."""
+    expected = judge([toy_runs / "seed0"], tmp_path / "t.csv")
+    for stale in (expected.assign(made_of="0123456789ab"), expected.drop(columns="made_of")):
+        stale.assign(value=-1.0).to_csv(tmp_path / "t.csv", index=False)
+        rows = judge([toy_runs / "seed0"], tmp_path / "t.csv")
+        pd.testing.assert_frame_equal(rows.reset_index(drop=True), expected.reset_index(drop=True))
 
 
 def test_controls_are_judged_again_for_metrics_that_the_table_lacks(toy_runs, tmp_path, small_forests):

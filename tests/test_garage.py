@@ -776,10 +776,11 @@ def test_scale_can_be_forced(h5ad, finished, tmp_path):
 
 
 def test_clusters_instead_of_labels(h5ad, tmp_path):
-    run(tmp_path, h5ad, "--cluster")
+    run(tmp_path, h5ad, "--cluster", "--holdout", "0.5")
     assert record(tmp_path)["labels_from"] == "leiden"
     assert all(name.startswith("cluster ") for name in counted(tmp_path))
-    assert any("Leiden" in note for note in record(tmp_path)["notes"])
+    notes = " ".join(record(tmp_path)["notes"])
+    assert "Leiden" in notes and "the held-out ones among them" in notes
 
 
 def test_text_tables(finished, tmp_path):

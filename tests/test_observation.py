@@ -29,6 +29,14 @@ def make(kind):
     return model
 
 
+@pytest.mark.parametrize("kind", [NegativeBinomial, HurdleGamma, Gaussian])
+def test_parameters_lie_where_the_cells_do(kind):
+    """On a GPU, too: `meta` is a device that every machine has."""
+    table = torch.randn(N_TYPES, N_GENES, device="meta")
+    model = HurdleGamma(table, table) if kind is HurdleGamma else kind(table)
+    assert {x.device.type for x in model.state_dict().values()} == {"meta"}
+
+
 def conditions(model, n_rows, size=4.0):
     """Decoder output, types and log library sizes, different in each row."""
     decoded = torch.randn(n_rows, model.outputs * N_GENES, generator=random(3)) / 2

@@ -30,6 +30,7 @@ def test_cells_drawn_later_are_judged_by_the_same_held_out_cells(toy_runs, tmp_p
     assert later.synthetic.n_obs == 7
     assert list(later.held.obs_names) == list(run.held.obs_names)
     assert later.seeds is not None and later.seeds.equals(run.seeds)
+    assert later.method == "garage drawn by seed 42"  # so that both can stand in a table
 
 
 @pytest.fixture
