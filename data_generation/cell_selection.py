@@ -542,7 +542,9 @@ def seed_neighborhoods(
     if others:
         cells = np.concatenate(others)
         paid = paid + sp.csr_matrix((np.ones(len(cells)), (np.concatenate(row), cells)), shape=paid.shape)
-    return sp.csr_matrix(sp.diags(1 / total) @ paid)
+    hood = sp.csr_matrix(sp.diags(1 / total) @ paid)
+    hood.sort_indices()  # what random numbers choose depends on the order
+    return hood
 
 
 def select(
