@@ -213,12 +213,18 @@ def _module_of(job: Job) -> Any:
     return garage if job.generator == "garage" else load_method(job.generator)
 
 
-def params_of(job: Job, cells: AnnData) -> Any:
-    """Return the hyperparameters with which a job's generator would learn from cells today; None for a control."""
+def params_of(job: Job, cells: AnnData | None = None) -> Any:
+    """Return the hyperparameters that a job's generator would have today; None for a control.
+
+    Parameters
+    ----------
+    cells
+        The training cells, to fill in what depends on them.
+    """
     if not is_trained(job):
         return None
     args: Any = garage.parse(job.argv) if job.generator == "garage" else baseline.parse(job.generator, job.argv)
-    if isinstance(args.params, SelectionParams) and args.params.rare_threshold is None:
+    if cells is not None and isinstance(args.params, SelectionParams) and args.params.rare_threshold is None:
         return replace(args.params, rare_threshold=cells.uns.get("rare_threshold"))
     return args.params
 
