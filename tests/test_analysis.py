@@ -45,7 +45,7 @@ def distances(toy_runs, tmp_path_factory):
 
 
 def test_distances_of_every_run_and_control(distances):
-    assert set(distances) == {*COLUMNS, "leakage", "labels"} and set(distances["labels"]) == {"given"}
+    assert set(distances) == {*COLUMNS, "leakage", "labels", "made_of"} and set(distances["labels"]) == {"given"}
     assert set(distances["method"]) == {"garage", *DEFAULT_CONTROLS}
     assert len(distances) == 2 * (1 + len(DEFAULT_CONTROLS)) * 2 * 2
     assert set(distances["metric"]) == {"mmd_pcs", "sliced_w1_pcs"}

@@ -75,7 +75,7 @@ def table(toy_runs, tmp_path_factory):
 
 def test_script(table, run):
     controls = {"real_half", "all_zeros", "gene_wise_normal", "poisson", "copula"}
-    assert set(table) == {*COLUMNS, "leakage", "labels"}
+    assert set(table) == {*COLUMNS, "leakage", "labels", "made_of"}
     assert len(table) == 2 * 6 * 3
     assert set(table["method"]) == controls | {"garage"}
     assert table["value"].notna().all() and (table["value"] >= 0).all()
