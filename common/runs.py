@@ -68,7 +68,7 @@ def read_record(folder: Path) -> dict[str, Any]:
         record: dict[str, Any] = json.loads(path.read_text())
         if "drawn_from" in record:
             trained = read_record(Path(record["drawn_from"]))
-            method = f"{trained.get('method', '')} drawn by seed {record.get('seed', '')}"  # so that tables keep the run's own cells
+            method = f"{trained.get('method', '')} drawn by seed {record.get('seed', '')}"  # apart from the run's own
             return trained | {"trained_in": record["drawn_from"], "method": method}
         return record
 
