@@ -18,6 +18,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import tyro
+from rich.markup import escape
 
 from benchmarking.controls import PURE_CONTROLS
 from common.cli import console, errors, run_script
@@ -78,7 +79,8 @@ def comparable(table: pd.DataFrame) -> pd.DataFrame:
             f"{', '.join(sorted(methods - lacking))}; judge them, or give a --table of fewer methods"
         )
     for at, found in of_each.drop(complete).items():
-        errors.print(f"[yellow]note:[/] {at[0]}, seed {at[2]}, has {len(found)} of {len(methods)} methods: left out")
+        told = f"{at[0]}, seed {at[2]}, has {len(found)} of {len(methods)} methods: left out"
+        errors.print(f"[yellow]note:[/] {escape(told)}", soft_wrap=True)
     return table[pd.MultiIndex.from_frame(table[by]).isin(complete)]
 
 

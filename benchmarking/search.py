@@ -91,10 +91,11 @@ def propose(method: str, trial: int) -> dict[str, Any]:
 
 
 def as_flags(params: dict[str, Any]) -> tuple[str, ...]:
-    """Return hyperparameters as words of a command line."""
+    """Return hyperparameters, or other fields, as words of a command line; what is True is a flag by itself."""
     words: list[str] = []
     for name, value in params.items():
-        words += ["--" + name.replace("_", "-"), *map(str, value if isinstance(value, tuple) else [value])]
+        given = () if value is True else value if isinstance(value, tuple) else (value,)
+        words += ["--" + name.replace("_", "-"), *map(str, given)]
     return tuple(words)
 
 

@@ -337,9 +337,10 @@ def perform(job: Job, make_trials: MakeTrials, args: Args, table: Path, *, threa
 def _is_known(trial: Trial, table: Path) -> bool:
     """Tell whether a table has values of a trial."""
     rows = rows_of(trial.run, table).dropna(subset="value")
-    for name, value in trial.setting.items():
-        rows = rows[rows[name] == value] if len(rows) else rows
-    return set(trial.groups) <= set(rows["group"])
+    if rows.empty:
+        return False
+    mine = (rows[list(trial.setting)] == list(trial.setting.values())).all(axis=1)
+    return set(trial.groups) <= set(rows.loc[mine, "group"])
 
 
 def plan(args: Args, references: Sequence[str]) -> list[Job]:

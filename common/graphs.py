@@ -1,6 +1,6 @@
 """Training steps replayed as one CUDA graph: launching their kernels one by one takes longer than they do.
 
-A step of GARAGE is some 300 small kernels. The graph of a step runs the same kernels on the same addresses, so results
+A step of GARAGE is many small kernels. The graph of a step runs the same kernels on the same addresses, so results
 are those of the step as it is written, to the last bit (`tests/test_gpu.py`).
 """
 

@@ -221,7 +221,7 @@ def _map_large_arrays() -> None:
     """Let no holes grow where arrays of varying size come and go, a kilobyte a cell; costs a quarter of drawing's time.
 
     By default glibc raises the size from which memory is mapped to what was freed last. Other C libraries stay as they
-    are.
+    are. It lasts as long as the process.
     """
     with contextlib.suppress(AttributeError, OSError):
         ctypes.CDLL(None).mallopt(M_MMAP_THRESHOLD, MMAP_BYTES)

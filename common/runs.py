@@ -67,9 +67,7 @@ def read_record(folder: Path) -> dict[str, Any]:
     with reading(path, "record of a run"):
         record: dict[str, Any] = json.loads(path.read_text())
         if "drawn_from" in record:
-            trained = read_record(Path(record["drawn_from"]))
-            method = f"{trained.get('method', '')} drawn by seed {record.get('seed', '')}"  # apart from the run's own
-            return trained | {"trained_in": record["drawn_from"], "method": method}
+            return read_record(Path(record["drawn_from"])) | {"trained_in": record["drawn_from"], "draw": record}
         return record
 
 
@@ -113,11 +111,13 @@ def with_genes_of(real: AnnData, synthetic: AnnData) -> AnnData:
 def identify(folder: Path) -> tuple[str, str, int, str]:
     """Return what tells a run from others in tables: dataset, split, seed and method."""
     record = read_record(folder)
+    # cells drawn later are told apart from the run's own
+    later = f" drawn by seed {record['draw']['seed']}" if "draw" in record else ""
     return (
         record["dataset"],
         describe_split(record["holdout"], record["genes"], record.get("split_seed")),
         record["seed"],
-        record["method"],
+        record["method"] + later,
     )
 
 

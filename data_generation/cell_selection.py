@@ -31,8 +31,8 @@ EXACT_UP_TO = 20_000  # cells; beyond this principal components are those of so 
 # the attention network learns from batches
 BATCH_CELLS = 512  # cells of such a batch
 VALIDATION_CELLS = 256  # cells that it is judged by
-STAND_FOR = 20  # cells of its type that a seed without listeners among them stands for
 FAN_OUT = 4  # neighbours that each cell of a batch listens to at most
+STAND_FOR = 20  # cells of its type that a seed without listeners among them stands for
 
 
 @dataclass(frozen=True)

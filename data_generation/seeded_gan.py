@@ -15,7 +15,7 @@ Then `synthesis.py` takes over: it calibrates each type's marginals and draws ce
 
 import math
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -76,15 +76,16 @@ class TrainingCells:
         X = X.astype(np.float32, copy=False)  # which on disk they are: nothing is copied there
         if scale == "linear":
             X = map_rows(lambda block: block.log1p(), X)
-        dense = None
-        if X.shape[0] * X.shape[1] <= _room(device, on_disk=is_on_disk(X)):
-            dense = torch.empty(X.shape, device=device)
-            for rows in np.array_split(np.arange(X.shape[0]), -(-X.shape[0] * X.shape[1] // BLOCK_VALUES)):
-                dense[rows[0] : rows[-1] + 1] = torch.from_numpy(X[rows[0] : rows[-1] + 1].toarray())
         total = torch.from_numpy(row_sums(X).astype(np.float32)).to(device)[:, None]
         size = total.log() if scale == "counts" else torch.zeros_like(total)
         target = float(total.median()) if scale == "counts" else 1.0
-        return cls(X, dense, torch.from_numpy(types.astype(np.int64)).to(device), size, target, scale)
+        cells = cls(X, None, torch.from_numpy(types.astype(np.int64)).to(device), size, target, scale)
+        if X.shape[0] * X.shape[1] > _room(device, on_disk=is_on_disk(X)):
+            return cells
+        dense = torch.empty(X.shape, device=device)
+        for index, x in cells.blocks():
+            dense[index] = x
+        return replace(cells, dense=dense)
 
     @property
     def n_cells(self) -> int:

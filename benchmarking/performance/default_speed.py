@@ -25,6 +25,7 @@ import torch
 import tyro
 
 from benchmarking.performance.published_loop import PublishedLoop
+from benchmarking.search import as_flags
 from common.cli import console, run_script
 from common.data import CellSource, load_cells
 from common.errors import UserError
@@ -46,12 +47,8 @@ class Options:
 
 def flags_of(source: CellSource) -> list[str]:
     """Return the flags that name these cells to `data_generation/garage.py`."""
-    words = []
-    for field in fields(source):
-        value, flag = getattr(source, field.name), "--" + field.name.replace("_", "-")
-        if value != field.default:
-            words += [flag] if value is True else [flag, str(value)]
-    return words
+    given = {f.name: getattr(source, f.name) for f in fields(source) if getattr(source, f.name) != f.default}
+    return list(as_flags(given))
 
 
 def run_garage(flags: Sequence[str], out: Path) -> tuple[float, float]:

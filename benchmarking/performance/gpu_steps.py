@@ -27,6 +27,7 @@ import tyro
 from benchmarking.performance.scale import resample
 from common.cli import console, run_script
 from common.data import CellSource, load_cells
+from common.device import deterministic
 from common.errors import UserError
 from common.graphs import WARM_UP
 from common.run import write_table
@@ -98,13 +99,13 @@ def rounds_of(step: Callable[[], Any], options: Options) -> tuple[float, list[fl
 
 
 @run_script
+@deterministic()  # as fit is
 def main(argv: Sequence[str] | None = None) -> None:
     """Time each phase in each way."""
     options = tyro.cli(Options, args=argv, description=__doc__, config=(tyro.conf.OmitArgPrefixes,))
     if not torch.cuda.is_available():
         raise UserError("PyTorch sees no CUDA device: there is nothing to compare")
     torch.set_num_threads(1)
-    torch.use_deterministic_algorithms(True, warn_only=True)  # as fit does
     real = load_cells(CellSource(input=options.input, label_key=options.label_key))
     rows = []
     for n_cells, n_genes in zip(options.cells, options.genes, strict=True):
