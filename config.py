@@ -208,6 +208,9 @@ class GarageParams(SelectionParams):
     """adversarial steps after the anchor; 0 leaves the critic out"""
     critic_hidden: Annotated[int, Range(1)] = 256
     """width of the two hidden layers of the critic"""
+    critic_genes: Annotated[int, Range(1)] = 2000
+    """the critic sees this many genes at most, the most variable ones: of tens of thousands it would take most of the
+    time"""
     generator_lr: Annotated[float, POSITIVE] = 2e-4
     """learning rate of encoder and decoder in the adversarial phase (Adam)"""
     critic_lr: Annotated[float, POSITIVE] = 4e-4

@@ -1,9 +1,9 @@
 """How a cell is measured: one observation model a scale, so that the noise of the measurement need not be learnt.
 
 An observation model turns what the decoder says of a cell, (B, outputs * G), into a distribution over its values. Each
-has `log_likelihood(x, decoded, types, size)`, shape (B,), and `draw(decoded, types, size, rng)`, shape (B, G). Draws
-pass the critic's gradient on to the mean (straight-through): the dispersions are learnt from the likelihood, and the
-marginals are calibrated afterwards.
+has `log_likelihood(x, decoded, types, size)`, shape (B,), and `draw(decoded, types, size, rng, genes)`, shape (B, G) or
+as wide as the genes asked for. Draws pass the critic's gradient on to the mean (straight-through): the dispersions are
+learnt from the likelihood, and the marginals are calibrated afterwards.
 
 Shapes throughout: n_rows cells (B), n_genes (G), n_types (T); `size` is the log library size of counts, 0 for other
 scales, shape (B, 1).
@@ -13,7 +13,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+Genes = Tensor | slice
+"""which genes: their numbers, or a slice of all"""
+
 MIN_SHAPE = 1e-4  # keeps dispersions off zero
+ALL_GENES = slice(None)
 
 
 def _straight_through(drawn: Tensor, mean: Tensor) -> Tensor:
@@ -56,11 +60,13 @@ class NegativeBinomial(nn.Module):
         gammas = torch.lgamma(x[row, gene] + theta.index_select(0, gene)) - torch.lgamma(theta).index_select(0, gene)
         return per_gene.sum(1).index_add(0, row, gammas)
 
-    def draw(self, decoded: Tensor, types: Tensor, size: Tensor, rng: torch.Generator) -> Tensor:
+    def draw(
+        self, decoded: Tensor, types: Tensor, size: Tensor, rng: torch.Generator, genes: Genes = ALL_GENES
+    ) -> Tensor:
         """Draw whole counts."""
-        mean = self._log_mean(decoded, types, size).exp()
+        mean = self._log_mean(decoded, types, size)[:, genes].exp()
         with torch.no_grad():
-            theta = self.dispersion.expand_as(mean)
+            theta = self.dispersion[genes].expand_as(mean)
             rate = torch._standard_gamma(theta.contiguous(), generator=rng) * (mean / theta)
             drawn = torch.poisson(rate, generator=rng)
         return _straight_through(drawn, mean)
@@ -101,12 +107,14 @@ class HurdleGamma(nn.Module):
         gamma = k * (k.log() - log_mean) - torch.lgamma(k) + (k - 1) * log_x - k * x * (-log_mean).exp()
         return torch.where(some, F.logsigmoid(detection) + gamma, F.logsigmoid(-detection)).sum(1)
 
-    def draw(self, decoded: Tensor, types: Tensor, size: Tensor, rng: torch.Generator) -> Tensor:
+    def draw(
+        self, decoded: Tensor, types: Tensor, size: Tensor, rng: torch.Generator, genes: Genes = ALL_GENES
+    ) -> Tensor:
         """Draw non-negative values, zeros exact."""
-        detection, log_mean = self._parts(decoded, types)
+        detection, log_mean = (part[:, genes] for part in self._parts(decoded, types))
         detected, level = detection.sigmoid(), log_mean.exp()
         with torch.no_grad():
-            k = self.shape.expand_as(level)
+            k = self.shape[genes].expand_as(level)
             amount = torch._standard_gamma(k.contiguous(), generator=rng) * (level / k)
             drawn = amount * (torch.rand(level.shape, generator=rng, device=level.device) < detected)
         return _straight_through(drawn, detected * level)
@@ -129,8 +137,10 @@ class Gaussian(nn.Module):
         z = (x - decoded - self.mean[types]) * (-self.log_sd).exp()
         return -(0.5 * z.square() + self.log_sd).sum(1)
 
-    def draw(self, decoded: Tensor, types: Tensor, size: Tensor, rng: torch.Generator) -> Tensor:
+    def draw(
+        self, decoded: Tensor, types: Tensor, size: Tensor, rng: torch.Generator, genes: Genes = ALL_GENES
+    ) -> Tensor:
         """Draw values of either sign."""
-        mean = decoded + self.mean[types]
+        mean = (decoded + self.mean[types])[:, genes]
         noise = torch.randn(mean.shape, generator=rng, device=mean.device)
-        return _straight_through(mean + self.log_sd.exp() * noise, mean)
+        return _straight_through(mean + self.log_sd[genes].exp() * noise, mean)

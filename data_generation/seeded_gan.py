@@ -7,8 +7,8 @@ drawn in proportion to attention, so that it ties the generator to the manifold 
 Networks are narrow where cells are few: a wide one has room for the noise of each cell, and gives it away.
 
 1. Anchor: maximise the evidence lower bound (Kingma & Welling 2014).
-2. Critic: continue with a projection critic (Miyato & Koyama 2018), logistic loss and lazy R1 penalty on real cells
-   (Mescheder et al. 2018); cells are drawn from a moving average of the weights.
+2. Critic: continue with a projection critic (Miyato & Koyama 2018) that sees the most variable genes, logistic loss
+   and lazy R1 penalty on real cells (Mescheder et al. 2018); cells are drawn from a moving average of the weights.
 
 Then `synthesis.py` takes over: it calibrates each type's marginals and draws cells.
 """
@@ -35,7 +35,7 @@ from common.scale import Scale
 from config import GarageParams
 from data_generation.calibration import Ranking
 from data_generation.cell_selection import Selection
-from data_generation.observation import Gaussian, HurdleGamma, NegativeBinomial
+from data_generation.observation import ALL_GENES, Gaussian, Genes, HurdleGamma, NegativeBinomial
 
 PROFILE_PRIOR = 10.0  # cells' worth of the population's mean in each type's mean profile
 MIN_SHARE = 1e-30  # of a gene nobody expresses: its logarithm exists, and no molecule of it is ever drawn
@@ -215,10 +215,32 @@ class Generator(nn.Module):
         return self.decoder(torch.cat([z, self._condition(types, size)], dim=1))
 
 
+@dataclass(frozen=True)
+class Sight:
+    """What the critic sees of a cell: some genes, normalised by their own sum, as if there were no others."""
+
+    genes: Genes
+    n_genes: int
+    ranking: Ranking
+
+    @classmethod
+    def of(cls, cells: TrainingCells, ranking: Ranking, most: int) -> "Sight":
+        """Choose the genes whose normalised values vary most, all if there are no more than `most`."""
+        if cells.n_genes <= most:
+            return cls(ALL_GENES, cells.n_genes, ranking)
+        mean = cells.total(lambda _, x: ranking.normalise(x).sum(0)) / cells.n_cells
+        scatter = cells.total(lambda _, x: (ranking.normalise(x) - mean).square().sum(0))
+        genes = scatter.topk(most).indices.sort().values
+        if cells.scale == "counts":
+            sums = torch.cat([x[:, genes].sum(1) for _, x in cells.blocks()])
+            ranking = replace(ranking, target_sum=float(sums.median()))
+        return cls(genes, most, ranking)
+
+
 class Critic(nn.Module):
     """Projection critic: how real a cell looks, and how much like its type.
 
-    Shapes: log-normalised v (B, G), types (B,) -> (B,).
+    Shapes: log-normalised v of the genes that it sees, (B, n_genes), types (B,) -> (B,).
     """
 
     def __init__(self, n_genes: int, n_types: int, params: GarageParams) -> None:
@@ -315,7 +337,8 @@ class Training:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             self.generator = Generator.for_cells(cells, n_types, params).to(device)
-            self.critic = Critic(cells.n_genes, n_types, params).to(device)
+            self.sight = Sight.of(cells, self.generator.ranking, params.critic_genes)
+            self.critic = Critic(self.sight.n_genes, n_types, params).to(device)
         own, others = self.generator.parameters, self.critic.parameters
         how: dict[str, Any] = {"fused": True, "capturable": device.type == "cuda"}
         self.anchor_optimizer = torch.optim.AdamW(own(), params.anchor_lr, **how)
@@ -405,12 +428,14 @@ class Training:
         start, goal = self._batch()
         types, size = cells.types[goal], cells.size[goal]
         x = cells.rows(goal)
-        real = self.generator.ranking.normalise(x)
+        sight = self.sight
+        real = sight.ranking.normalise(x[:, sight.genes])
         nll, kl, z = self._negative_elbo(start, goal, x)
         # seed rows keep the posterior of their seed, the others become noise rows
         z = torch.cat([self._noise()[: self.n_own], z[self.n_own :]])
         decoded = self.generator.decode(z, types, size)
-        fake = self.generator.ranking.normalise(self.generator.observation.draw(decoded, types, size, self.rng_of_step))
+        drawn = self.generator.observation.draw(decoded, types, size, self.rng_of_step, sight.genes)
+        fake = sight.ranking.normalise(drawn)
 
         real.requires_grad_(penalise)
         verdict_real, verdict_fake = self.critic(real, types), self.critic(fake.detach(), types)

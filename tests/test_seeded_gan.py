@@ -13,8 +13,9 @@ from common.disk import to_disk
 from common.run import no_checkpoint
 from common.scale import to_log
 from config import GarageParams, SelectionParams
+from data_generation.calibration import Ranking
 from data_generation.cell_selection import select
-from data_generation.seeded_gan import Generator, SeedRows, Training, TrainingCells, observation_model
+from data_generation.seeded_gan import Generator, SeedRows, Sight, Training, TrainingCells, observation_model
 from data_generation.synthesis import SeededGan
 
 CPU = torch.device("cpu")
@@ -227,6 +228,27 @@ def test_critic_learns_to_tell_real_cells(toy, tiny):
     assert last < first and last < 2 * np.log(2)
 
 
+@pytest.mark.parametrize("scale", SCALES)
+def test_critic_sees_the_genes_that_vary_most(toy, tiny, scale):
+    cells = prepare(toy, tiny, scale=scale).cells
+    x = cells.rows(torch.arange(cells.n_cells))
+    ranking = Ranking.of([x], scale, cells.target_sum, "auto")
+    every = Sight.of(cells, ranking, cells.n_genes)
+    assert every.ranking is ranking and torch.equal(x[:, every.genes], x)
+
+    sight = Sight.of(cells, ranking, 5)
+    variance = ranking.normalise(x).var(0)
+    assert sight.genes.tolist() == sorted(variance.argsort(descending=True)[:5].tolist())
+    seen = x[:, sight.genes]
+    if scale == "counts":  # normalised as if there were no other genes
+        sums = seen.sum(1, keepdim=True)
+        torch.testing.assert_close(sight.ranking.normalise(seen), (seen * sums.median() / sums.clamp_min(1)).log1p())
+    else:
+        assert torch.equal(sight.ranking.normalise(seen), seen)
+    critic = prepare(toy, replace(tiny, critic_genes=5), scale=scale).critic
+    assert critic.body[0].in_features == 5
+
+
 def test_generator_step_leaves_the_critic_alone(toy, tiny, monkeypatch):
     training = prepare(toy, tiny)
     monkeypatch.setattr(training.critic_optimizer, "step", lambda: None)
@@ -274,7 +296,8 @@ def test_training_depends_on_its_seed_alone(toy, tiny):
 
 CHANGES = [
     {"latent_dim": 4}, {"hidden_dim": 13}, {"batch_size": 31}, {"anchor_epochs": 3}, {"warmup_epochs": 0},
-    {"anchor_steps": 4}, {"anchor_lr": 5e-3}, {"critic_steps": 11}, {"critic_hidden": 13}, {"generator_lr": 5e-3},
+    {"anchor_steps": 4}, {"anchor_lr": 5e-3}, {"critic_steps": 11}, {"critic_hidden": 13}, {"critic_genes": 5},
+    {"generator_lr": 5e-3},
     {"critic_lr": 5e-3},
     {"adversarial_weight": 50.0}, {"r1_weight": 50.0}, {"r1_every": 3}, {"ema_decay": 0.5}, {"calibrate": False},
     {"calibrate_on": "normalised"}, {"calibration_prior": 50.0}, {"calibration_cells": 61}, {"leakage": 0.4},
