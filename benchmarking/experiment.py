@@ -83,7 +83,7 @@ def run_jobs(
 def tell_if_all_failed(outcomes: Sequence[Outcome]) -> None:
     """Stop, as `tell` does, where there is nothing to go on with."""
     if all(outcome.status == "failed" for outcome in outcomes):
-        tell(outcomes, "nothing was written")
+        tell(outcomes, "nothing was judged")
 
 
 def tell(outcomes: Sequence[Outcome], then: str) -> None:

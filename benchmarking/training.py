@@ -33,6 +33,7 @@ CHECK_CELLS = 500  # generated at each check, the same noise every time
 CHECK_PCS = 30
 CHECK_SEED = 0
 MOST_LOG = 15.0  # e^15 counts, more than any gene has in a cell: a network that diverges gives no infinite ones
+LARGEST_LOG = 88.0  # of other values: e^88 is the largest that float32 holds
 
 Draw = Callable[[int], Tensor]
 """draws cells on the scale of training, shape (n_cells, n_genes), by PyTorch's own random numbers"""
@@ -109,7 +110,7 @@ class Memory:
             return sp.csr_matrix(X)
         X = np.maximum(X, 0)
         if self.frame.scale in ("counts", "linear"):
-            X = np.expm1(X.astype(np.float64))
+            X = np.expm1(np.minimum(X, MOST_LOG if self.frame.scale == "counts" else LARGEST_LOG, dtype=np.float64))
         if self.frame.scale == "counts":
             size = np.empty(len(X))
             for name in np.unique(types):

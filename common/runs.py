@@ -7,11 +7,13 @@ from pathlib import Path
 from typing import Any, Literal
 
 import anndata
+import numpy as np
 import pandas as pd
 from anndata import AnnData
 
 from common.checks import reading
 from common.data import CellSource, load_cells
+from common.disk import value_blocks
 from common.errors import UserError
 from common.run import digest, intact
 
@@ -83,10 +85,21 @@ def read_source(folder: Path) -> CellSource:
 
 
 def read_synthetic(folder: Path) -> AnnData:
-    """Read the synthetic cells of a run."""
+    """Read the synthetic cells of a run.
+
+    Raises
+    ------
+    UserError
+        If they are missing or not readable, or a value is missing or infinite.
+    """
     path = intact(folder / "cells.h5ad")
     with reading(path, "h5ad file"):
-        return anndata.read_h5ad(path)
+        cells = anndata.read_h5ad(path)
+    if not all(np.isfinite(values).all() for values in value_blocks(cells.X)):
+        raise UserError(
+            f"{path} has missing or infinite values: repeat the run, with another --seed if they come again"
+        )
+    return cells
 
 
 def _read_table(path: Path) -> pd.DataFrame:

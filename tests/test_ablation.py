@@ -37,7 +37,7 @@ def study(tmp_path, monkeypatch, tiny_preset, capsys):
 def test_where_all_fails_the_reason_is_told(study, script, tmp_path):
     (tmp_path / "toy.h5ad").write_bytes(b"no cells")
     code, told, _ = study(script)
-    assert code == 1 and "failed:" in told and "nothing was written" in told
+    assert code == 1 and "failed:" in told and "nothing was judged" in told
 
 
 def seeds_of(folder, method, seed):

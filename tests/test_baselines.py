@@ -257,6 +257,17 @@ def test_back_undoes_the_way_there(toy, scale):
     np.testing.assert_allclose(back.toarray(), cells.X.toarray(), rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize("scale", ["counts", "linear"])
+def test_what_a_network_makes_is_finite_even_if_it_diverged(toy, scale):
+    values = LogValues.of(on_scale(toy, scale) if scale == "linear" else toy)
+    diverged = values.X.copy()
+    diverged[0, 0] = 2000.0  # beyond the exponential of any float
+    back = values.back(diverged, values.types, np.random.default_rng(0))
+    assert np.isfinite(back.data).all()
+    if scale == "counts":
+        assert np.isclose(values.sizes[values.types == values.types[0]], back[0].sum(), atol=1).any()
+
+
 def test_counts_are_brought_to_the_median_library_size(toy):
     values = LogValues.of(toy)
     np.testing.assert_allclose(np.expm1(values.X).sum(1), np.median(toy.X.toarray().sum(1)), 1e-4)

@@ -206,7 +206,7 @@ def test_trials_that_fail_are_told(tmp_path, monkeypatch, capsys):
     flags = ["--methods", "gan", "--datasets", str(tmp_path / "toy.h5ad"), "--trials", "2", "--jobs", "1"]
     with pytest.raises(SystemExit) as stop:
         search.main([*flags, "--out", str(tmp_path / "search.csv")])
-    assert stop.value.code == 1 and "2 failed; nothing was written" in capsys.readouterr().out
+    assert stop.value.code == 1 and "2 failed; nothing was judged" in capsys.readouterr().out
 
 
 def long_table(values, metric="rf_auroc_pcs", dataset="d", seed=0):

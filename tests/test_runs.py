@@ -4,6 +4,7 @@ import json
 import shutil
 
 import anndata
+import numpy as np
 import pandas as pd
 import pytest
 
@@ -79,3 +80,12 @@ def test_genes_that_are_gone(broken):
     assert "cells.h5ad is damaged, or was changed" in complaint(broken)
     forget_checksums(broken)
     assert "no gene 'other' any more" in complaint(broken)
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_cells_that_are_no_numbers(broken, value):
+    cells = anndata.read_h5ad(broken / "cells.h5ad")
+    cells.X.data[0] = value
+    cells.write_h5ad(broken / "cells.h5ad")
+    forget_checksums(broken)
+    assert "missing or infinite" in complaint(broken)
