@@ -97,7 +97,7 @@ def read_synthetic(folder: Path) -> AnnData:
         cells = anndata.read_h5ad(path)
     if not all(np.isfinite(values).all() for values in value_blocks(cells.X)):
         raise UserError(
-            f"{path} has missing or infinite values: repeat the run, with another --seed if they come again"
+            f"{path} has missing or infinite values: repeat the run, if need be with another --seed"
         )
     return cells
 
