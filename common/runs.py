@@ -96,9 +96,7 @@ def read_synthetic(folder: Path) -> AnnData:
     with reading(path, "h5ad file"):
         cells = anndata.read_h5ad(path)
     if not all(np.isfinite(values).all() for values in value_blocks(cells.X)):
-        raise UserError(
-            f"{path} has missing or infinite values: repeat the run, if need be with another --seed"
-        )
+        raise UserError(f"{path} has missing or infinite values: repeat the run, if need be with another --seed")
     return cells
 
 
