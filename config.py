@@ -230,6 +230,9 @@ class GarageParams(SelectionParams):
     """bring each gene's marginal distribution in each type to that of the training cells"""
     calibrate_on: CalibrateOn = "auto"
     """for counts: what is brought to the training cells' distribution; auto takes normalised values for read counts"""
+    calibrate_detection: bool = True
+    """let a cell's genes have so much in common that the number of detected genes scatters within types as in the
+    training cells; not where counts are calibrated as they are, as their library size sees to it"""
     calibration_prior: Annotated[float, Range(0)] = 2.0
     """cells' worth of trust in the network's own marginals; types with few cells lean on it"""
     calibration_cells: Annotated[int, Range(2)] = 1000

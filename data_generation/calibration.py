@@ -7,9 +7,13 @@ empirical marginal, one with three cells mostly what the network learnt from all
 quantiles of the network, so a cell can be drawn alone; quantiles are interpolated, so values are not merely permuted.
 
 The atom at the floor (zero, or a scaled gene's lowest value) is kept apart: its probability is calibrated exactly.
+
+One thing that all genes have in common is calibrated, too: some cells are caught better than others, and more of their
+genes are detected, which a network of few cells hardly learns. Normal scores of a cell's ranks get a common part, just
+as large as the number of detected genes needs to scatter within types as in the training cells (`match_detection`).
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -20,6 +24,8 @@ from config import CalibrateOn
 
 READ_COUNTS = 10.0  # median of the counts above zero beyond which they are reads of full-length protocols, not UMIs
 N_LEVELS = 33
+MOST_IN_COMMON = 2.0  # standard deviations
+HALVINGS = 12  # of the interval in which it is looked for
 SORTED_AT_ONCE = 2**23  # values, which bounds the memory of sorting: 32 MB a copy
 
 
@@ -125,6 +131,11 @@ class Ranking:
         return torch.where(v > 0, x.clamp_min(1.0), 0.0)
 
 
+def normal_score(rank: Tensor) -> Tensor:
+    """Return the normal quantile of ranks in [0, 1], finite at the ends."""
+    return torch.special.ndtri(rank.clamp(1e-6, 1 - 1e-6))
+
+
 @dataclass(frozen=True)
 class Calibration:
     """The map of one type. Shapes: floor and atoms (n_genes,), quantiles above the floor (n_genes, n_levels)."""
@@ -134,6 +145,8 @@ class Calibration:
     atom_to: Tensor
     quantiles_from: Tensor
     quantiles_to: Tensor
+    in_common: Tensor
+    """of normal scores of a cell's ranks, in standard deviations of what is a gene's own: a number"""
 
     @classmethod
     def fit(cls, real: Tensor, generated: Tensor, floor: Tensor, ceiling: Tensor, *, prior: float) -> "Calibration":
@@ -169,13 +182,24 @@ class Calibration:
         everything = torch.full_like(ceiling, torch.inf)
         atom_from, quantiles_from = describe(generated, torch.ones_like(generated[:, :1]), everything)
         atom_to, quantiles_to = describe(pooled, weights, ceiling)
-        return cls(floor, atom_from, atom_to, quantiles_from, quantiles_to)
+        return cls(floor, atom_from, atom_to, quantiles_from, quantiles_to, torch.zeros((), device=floor.device))
+
+    def ranks(self, values: Tensor, rng: torch.Generator) -> Tensor:
+        """Return the ranks in [0, 1] of generated cells (n_cells, n_genes) among the network's, transposed.
+
+        Within the atom they are random.
+        """
+        levels = quantile_levels().to(values.device).expand(len(self.floor), -1)
+        v, atom = values.T, self.atom_from[:, None]
+        within = interpolate(v, self.quantiles_from, levels)
+        chance = torch.rand(v.shape, generator=rng, device=v.device)
+        return torch.where(v > self.floor[:, None], atom + (1 - atom) * within, atom * chance)
 
     def apply(self, values: Tensor, rng: torch.Generator) -> Tensor:
         """Carry generated values over to the target.
 
-        Ranks within the atom are random. Cells drawn together are spread evenly over the target: of n cells each gene
-        has one rank in each n-th of [0, 1], moved there by as little as it takes. A cell drawn alone keeps its ranks.
+        Cells drawn together are spread evenly over the target: of n cells each gene has one rank in each n-th of
+        [0, 1], moved there by as little as it takes. A cell drawn alone keeps its ranks.
 
         Parameters
         ----------
@@ -183,14 +207,52 @@ class Calibration:
             Shape (n_cells, n_genes), cells of this type, drawn together.
         """
         levels = quantile_levels().to(values.device).expand(len(self.floor), -1)
-        v, floor = values.T, self.floor[:, None]
-        atom_from, atom_to = self.atom_from[:, None], self.atom_to[:, None]
-        within = interpolate(v, self.quantiles_from, levels)
-        chance = torch.rand(v.shape, generator=rng, device=v.device)
-        rank = torch.where(v > floor, atom_from + (1 - atom_from) * within, atom_from * chance)
+        floor, atom_to = self.floor[:, None], self.atom_to[:, None]
+        rank = self.ranks(values, rng)
+        if self.in_common > 0:
+            common = self.in_common * torch.randn(len(values), generator=rng, device=values.device)
+            rank = torch.special.ndtr((normal_score(rank) + common) / (1 + self.in_common.square()).sqrt())
         order = rank.argsort(dim=1, stable=True)
-        places = torch.arange(len(values), device=v.device).expand_as(order)
+        places = torch.arange(len(values), device=values.device).expand_as(order)
         stratum = torch.empty_like(order).scatter_(1, order, places)
         rank = rank.clamp(stratum / len(values), (stratum + 1) / len(values))
         above = ((rank - atom_to) / (1 - atom_to).clamp_min(1e-12)).clamp(0, 1)
         return torch.where(rank < atom_to, floor, interpolate(above, levels, self.quantiles_to)).T
+
+
+def match_detection(
+    scores: Sequence[Tensor], calibrations: Sequence[Calibration], n_cells: Sequence[int], wanted: float,
+    rng: torch.Generator,
+) -> float:  # fmt: skip
+    """Find how much a cell's genes must have in common for the number of detected genes to scatter as wanted.
+
+    Parameters
+    ----------
+    scores
+        Normal scores of the ranks of generated cells, shape (n_genes, n_generated) for each type.
+    calibrations, n_cells
+        Of each type; types weigh as in the variance within types of so many cells.
+    wanted
+        Variance within types of the number of genes above their floor.
+
+    Returns
+    -------
+    `Calibration.in_common`, 0 if the number scatters enough as it is.
+    """
+    common = [torch.randn(s.shape[1], generator=rng, device=s.device) for s in scores]
+    bounds = [normal_score(calibration.atom_to)[:, None] for calibration in calibrations]
+
+    def scatter(amount: float) -> float:
+        found = [
+            float((s + amount * u >= bound * (1 + amount**2) ** 0.5).sum(0).float().var()) * (n - 1)
+            for s, u, bound, n in zip(scores, common, bounds, n_cells, strict=True)
+        ]
+        return sum(found) / (sum(n_cells) - len(n_cells))
+
+    low, high = 0.0, MOST_IN_COMMON
+    if sum(n_cells) == len(n_cells) or scatter(0.0) >= wanted:
+        return 0.0
+    for _ in range(HALVINGS):
+        middle = (low + high) / 2
+        low, high = (middle, high) if scatter(middle) < wanted else (low, middle)
+    return low

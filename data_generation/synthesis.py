@@ -1,7 +1,7 @@
 """After training: what drawing cells needs, each type's calibration, and the draw itself."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -11,13 +11,22 @@ from torch import Tensor
 
 from common.scale import Scale
 from config import GarageParams
-from data_generation.calibration import Calibration, Ranking, interpolate, quantile_levels, weighted_quantiles
+from data_generation.calibration import (
+    Calibration,
+    Ranking,
+    interpolate,
+    match_detection,
+    normal_score,
+    quantile_levels,
+    weighted_quantiles,
+)
 from data_generation.observation import Gaussian, HurdleGamma, NegativeBinomial
-from data_generation.seeded_gan import Generator, Training, reparameterise
+from data_generation.seeded_gan import Generator, Training, TrainingCells, reparameterise
 
 ROWS_AT_ONCE = 1000  # cells generated at a time, which bounds memory
 RANKED_VALUES = 2**25  # of a type's cells that its marginals are learnt from: all, unless they are more, 128 MB
 LEAST_RANKED = 1000  # cells of a type, however many genes
+MATCHED_CELLS = 100  # drawn of each type to know how the number of detected genes scatters
 
 Portion = tuple[sp.csr_matrix, np.ndarray, np.ndarray]
 
@@ -103,8 +112,27 @@ class SeededGan:
                     own = own[torch.randperm(len(own), generator=rng, device=own.device)[:most].sort().values]
                 real = ranking.to_rank(cells.rows(own), rng)
                 calibration = Calibration.fit(real, drawn, lowest.clamp_max(0), ceiling, prior=prior)
-                model.types[t] = TypeModel(**{**vars(uncalibrated), "calibration": calibration})
+                model.types[t] = replace(uncalibrated, calibration=calibration)
+            if params.calibrate_detection and not ranking.counts:
+                model._share(cells, rng)
         return model
+
+    def _share(self, cells: TrainingCells, rng: torch.Generator) -> None:
+        """Give the genes of a cell in common what the number of detected genes needs, see `match_detection`."""
+        ranking, scores = self.generator.ranking, []
+        calibrations = [t.calibration for t in self.types if t.calibration is not None]
+        for t, calibration in enumerate(calibrations):
+            x, _, _ = self._draw(t, MATCHED_CELLS, rng)
+            scores.append(normal_score(calibration.ranks(ranking.to_rank(x, rng), rng)))
+        floor = calibrations[0].floor
+        detected = torch.cat([(ranking.normalise(x) > floor).sum(1) for _, x in cells.blocks()]).double()
+        of_type = [detected[cells.types == t] for t in range(len(self.types))]
+        squares = sum(float((number - number.mean()).square().sum()) for number in of_type)
+        wanted = squares / max(1, cells.n_cells - len(of_type))
+        amount = match_detection(scores, calibrations, [len(number) for number in of_type], wanted, rng)
+        for t, calibration in enumerate(calibrations):
+            shared = replace(calibration, in_common=torch.full_like(calibration.in_common, amount))
+            self.types[t] = replace(self.types[t], calibration=shared)
 
     def _draw(self, t: int, n_rows: int, rng: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
         """Draw cells of type t as the network has them, their log library sizes, and which come from seed rows."""

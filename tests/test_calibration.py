@@ -1,11 +1,20 @@
 """Calibration: marginals become those of the cells, ranks stay, and types with few cells lean on the network."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 from scipy.stats import ks_2samp
 
-from data_generation.calibration import Calibration, interpolate, quantile_levels, weighted_quantiles
+from data_generation.calibration import (
+    Calibration,
+    interpolate,
+    match_detection,
+    normal_score,
+    quantile_levels,
+    weighted_quantiles,
+)
 
 OPEN = torch.tensor([torch.inf])  # no ceiling
 
@@ -246,3 +255,42 @@ def test_nothing_beyond_the_largest_cell_of_any_type():
     assert (generated > ceiling).any()
     drawn = Calibration.fit(real, generated, torch.zeros(1), ceiling, prior=5.0).apply(generated, random())
     assert 3.0 < drawn.max() <= 10.0
+
+
+# ---------------------------------------------------------------------------------------------- genes in common
+
+
+def of_atoms(atoms):
+    """A calibration to detection in so many cells, (n_genes,) from 0 to 1."""
+    quantiles = quantile_levels().expand(len(atoms), -1)
+    return Calibration(torch.zeros_like(atoms), atoms, atoms, quantiles, quantiles, torch.tensor(0.0))
+
+
+@pytest.mark.parametrize("amount", [0.0, 0.2, 0.6])
+def test_what_genes_have_in_common_is_found(amount):
+    rng, n_genes, n_cells = random(3), 300, 1500
+    atoms = torch.linspace(0.2, 0.9, n_genes)
+    own, common = torch.randn(n_genes, n_cells, generator=rng), torch.randn(n_cells, generator=rng)
+    bound = normal_score(atoms)[:, None]
+    wanted = float((own + amount * common >= bound * (1 + amount**2) ** 0.5).sum(0).float().var())
+    scores = torch.randn(n_genes, n_cells, generator=rng)
+    found = match_detection([scores, scores], [of_atoms(atoms)] * 2, [40, 3], wanted, rng)
+    assert found == pytest.approx(amount, abs=0.06)
+
+
+def test_one_cell_a_type_says_nothing_of_what_genes_have_in_common():
+    scores = torch.randn(5, 10, generator=random())
+    assert match_detection([scores] * 2, [of_atoms(torch.full((5,), 0.5))] * 2, [1, 1], 100.0, random()) == 0.0
+
+
+def test_marginals_stay_whatever_genes_have_in_common():
+    real, generated = torch.rand(50, 40, generator=random(1)) * 3, torch.rand(2000, 40, generator=random(2)) * 3
+    real, generated = (torch.where(x > 1, x, 0.0) for x in (real, generated))
+    floor, ceiling = torch.zeros(40), real.amax(0)
+    alone = Calibration.fit(real, generated, floor, ceiling, prior=1.0)
+    shared = replace(alone, in_common=torch.tensor(1.0))
+    a, b = (map_.apply(generated, random(4)) for map_ in (alone, shared))
+    torch.testing.assert_close((a > 0).float().mean(0), (b > 0).float().mean(0), atol=0.002, rtol=0)
+    torch.testing.assert_close(a.mean(0), b.mean(0), atol=0.02, rtol=0)
+    torch.testing.assert_close(a.std(0), b.std(0), atol=0.02, rtol=0)
+    assert (b > 0).sum(1).float().std() > 3 * (a > 0).sum(1).float().std()

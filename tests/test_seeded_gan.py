@@ -301,7 +301,7 @@ CHANGES = [
     {"critic_lr": 5e-3},
     {"adversarial_weight": 50.0}, {"r1_weight": 50.0}, {"r1_every": 3}, {"ema_decay": 0.5}, {"calibrate": False},
     {"calibrate_on": "normalised"}, {"calibration_prior": 50.0}, {"calibration_cells": 61}, {"leakage": 0.4},
-    {"latent_spread": 3.0},
+    {"latent_spread": 3.0}, {"calibrate_detection": False},
 ]  # fmt: skip
 
 
@@ -315,11 +315,13 @@ def output(training):
 def test_every_parameter_acts(toy, tiny, change):
     # marginals that lean on the network, or its small changes would be calibrated away
     params = replace(tiny, anchor_epochs=2, critic_steps=20, generator_lr=2e-3, critic_lr=2e-3, calibration_prior=20.0)
+    name = next(iter(change))
+    if name == "calibrate_detection":  # which UMI counts do without
+        params = replace(params, calibrate_on="normalised")
     (weights, cells), (other_weights, other_cells) = (
         output(train(toy, p)) for p in (params, replace(params, **change))
     )  # fmt: skip
     assert not np.array_equal(cells, other_cells)
-    name = next(iter(change))
     if name != "latent_spread" and "calibra" not in name:  # which act after training
         assert weights.shape != other_weights.shape or not torch.equal(weights, other_weights)
     else:
@@ -455,6 +457,37 @@ def test_cells_are_on_the_scale_of_training(toy, tiny, scale, calibrate):
         assert np.mean(X == 0) == pytest.approx(float((real == 0).float().mean()), abs=0.1)
     if calibrate:
         assert (np.minimum(real.numpy().min(0), 0) <= X).all()  # no gene falls below its floor
+
+
+def scatter(X, types):
+    """Variance within types of the number of detected genes."""
+    number = (X > 0).sum(1)
+    return sum(((number[types == t] - number[types == t].mean()) ** 2).sum() for t in range(3)) / (len(X) - 3)
+
+
+@pytest.mark.parametrize("scale", ["linear", "log"])
+def test_number_of_detected_genes_scatters_as_it_does(toy, tiny, scale):
+    caught = np.where(np.random.default_rng(0).random(toy.n_obs) < 0.5, 0.35, 1.0)  # every other cell loses much
+    X = sp.csr_matrix(np.random.default_rng(1).binomial(toy.X.toarray().astype(int), caught[:, None]), dtype=np.float32)
+    X = sp.csr_matrix(np.hstack([np.ones((toy.n_obs, 1), np.float32), X.toarray()[:, 1:]]))  # no cell is empty
+    types = toy.obs["cell_type"].cat.codes.to_numpy()
+    real = scatter(X.toarray(), types)
+
+    def drawn(on):
+        gan = SeededGan.of(train(toy, replace(tiny, calibrate_detection=on), scale=scale, X=X))
+        cells, of_type, _ = whole(gan, 20 * np.bincount(types), random(5))
+        amounts = {float(t.calibration.in_common) for t in gan.types}
+        return scatter(cells.toarray(), of_type), amounts
+
+    without, none = drawn(False)
+    having, amounts = drawn(True)
+    assert none == {0.0} and len(amounts) == 1 and amounts.pop() > 0.1
+    assert abs(having - real) < 0.25 * real < abs(without - real)
+
+
+def test_detection_of_umi_counts_is_left_to_their_library_size(toy, tiny):
+    gan = SeededGan.of(train(toy, tiny))
+    assert gan.generator.ranking.counts and all(float(t.calibration.in_common) == 0 for t in gan.types)
 
 
 @pytest.mark.parametrize("scale", ["counts", "linear", "log"])
