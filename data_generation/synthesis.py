@@ -26,7 +26,8 @@ from data_generation.seeded_gan import Generator, Training, TrainingCells, repar
 ROWS_AT_ONCE = 1000  # cells generated at a time, which bounds memory
 RANKED_VALUES = 2**25  # of a type's cells that its marginals are learnt from: all, unless they are more, 128 MB
 LEAST_RANKED = 1000  # cells of a type, however many genes
-MATCHED_CELLS = 100  # drawn of each type to know how the number of detected genes scatters
+MATCHED_CELLS = 1000  # drawn of all types together to know how the number of detected genes scatters, and of each at
+LEAST_MATCHED = 20  # least so many
 
 Portion = tuple[sp.csr_matrix, np.ndarray, np.ndarray]
 
@@ -122,7 +123,7 @@ class SeededGan:
         ranking, scores = self.generator.ranking, []
         calibrations = [t.calibration for t in self.types if t.calibration is not None]
         for t, calibration in enumerate(calibrations):
-            x, _, _ = self._draw(t, MATCHED_CELLS, rng)
+            x, _, _ = self._draw(t, max(LEAST_MATCHED, MATCHED_CELLS // len(calibrations)), rng)
             scores.append(normal_score(calibration.ranks(ranking.to_rank(x, rng), rng)))
         floor = calibrations[0].floor
         detected = torch.cat([(ranking.normalise(x) > floor).sum(1) for _, x in cells.blocks()]).double()
