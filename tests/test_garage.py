@@ -302,7 +302,7 @@ CHANGED = {
         "anchor_steps": 5, "anchor_lr": 0.002, "critic_steps": 5, "critic_hidden": 8, "generator_lr": 0.001,
         "critic_lr": 0.1, "adversarial_weight": 500.0, "r1_weight": 100.0, "r1_every": 2, "ema_decay": 0.5,
         "calibrate": False, "calibrate_on": "normalised", "calibration_prior": 50.0, "calibration_cells": 40,
-        "latent_spread": 2.0,
+        "latent_spread": 2.0, "critic_genes": 11, "calibrate_detection": False,
     },
     "paper": {
         **SELECTION, "graph_on": "pcs", "graph_symmetric": True, "gat_balanced": True, "priority_on": "loss",
@@ -372,8 +372,10 @@ def test_flags_reach_run_json(h5ad, tmp_path, preset):
 
 @pytest.mark.parametrize("name", CHANGED["garage"])
 def test_every_hyperparameter_acts(finished, h5ad, tmp_path, name):
-    run(tmp_path, h5ad, *flag(name, CHANGED["garage"][name]))
-    assert result(tmp_path) != result(finished)
+    others = ["--calibrate-on", "normalised"] if name == "calibrate_detection" else []  # which UMI counts do without
+    without = run(tmp_path / "without", h5ad, *others) if others else finished
+    run(tmp_path / "with", h5ad, *others, *flag(name, CHANGED["garage"][name]))
+    assert result(tmp_path / "with") != result(without)
 
 
 def test_rare_threshold_of_a_data_set_is_the_default(tmp_path, monkeypatch):
