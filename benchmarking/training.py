@@ -33,7 +33,7 @@ CHECK_CELLS = 500  # generated at each check, the same noise every time
 CHECK_PCS = 30
 CHECK_SEED = 0
 MOST_LOG = 15.0  # e^15 counts, more than any gene has in a cell: a network that diverges gives no infinite ones
-LARGEST_LOG = 88.0  # of other values: e^88 is the largest that float32 holds
+LARGEST_LOG = 88.0  # of other values: e^89 is more than float32 holds
 
 Draw = Callable[[int], Tensor]
 """draws cells on the scale of training, shape (n_cells, n_genes), by PyTorch's own random numbers"""

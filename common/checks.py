@@ -56,6 +56,16 @@ def nearest(name: str, choices: Iterable[str]) -> str:
     return f"; did you mean '{close[0]}'?" if close else ""
 
 
+def not_finite(X: np.ndarray | sparse.spmatrix) -> list[int]:
+    """Return which of the stored values of a matrix, counted in order, are missing or infinite."""
+    bad: list[int] = []
+    start = 0
+    for values in value_blocks(X):
+        bad += (start + np.flatnonzero(~np.isfinite(values))).tolist()
+        start += len(values)
+    return bad
+
+
 def check_matrix(cells: AnnData) -> None:
     """Make sure that there are cells and genes, each name occurs once, and every value is a finite number.
 
@@ -78,11 +88,7 @@ def check_matrix(cells: AnnData) -> None:
                 f"{len(repeated)} {kind} names occur more than once, the first is '{repeated[0]}': make them unique, "
                 f"in an h5ad by {attribute}_names_make_unique()"
             )
-    bad, start = [], 0
-    for values in value_blocks(cells.X):
-        bad += (start + np.flatnonzero(~np.isfinite(values))).tolist()
-        start += len(values)
-    if bad:
+    if bad := not_finite(cells.X):
         cell = cells.obs_names[np.searchsorted(cells.X.indptr, bad[0], side="right") - 1]
         gene = cells.var_names[cells.X.indices[bad[0]]]
         raise UserError(

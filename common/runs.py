@@ -7,13 +7,11 @@ from pathlib import Path
 from typing import Any, Literal
 
 import anndata
-import numpy as np
 import pandas as pd
 from anndata import AnnData
 
-from common.checks import reading
+from common.checks import not_finite, reading
 from common.data import CellSource, load_cells
-from common.disk import value_blocks
 from common.errors import UserError
 from common.run import digest, intact
 
@@ -95,7 +93,7 @@ def read_synthetic(folder: Path) -> AnnData:
     path = intact(folder / "cells.h5ad")
     with reading(path, "h5ad file"):
         cells = anndata.read_h5ad(path)
-    if not all(np.isfinite(values).all() for values in value_blocks(cells.X)):
+    if not_finite(cells.X):
         raise UserError(f"{path} has missing or infinite values: repeat the run, if need be with another --seed")
     return cells
 

@@ -136,6 +136,11 @@ def normal_score(rank: Tensor) -> Tensor:
     return torch.special.ndtri(rank.clamp(1e-6, 1 - 1e-6))
 
 
+def add_common(scores: Tensor, common: Tensor, amount: Tensor | float) -> Tensor:
+    """Give normal scores (n_genes, n_cells) so much in common by cell, normal and (n_cells,); they stay normal."""
+    return (scores + amount * common) / (1 + amount**2) ** 0.5
+
+
 @dataclass(frozen=True)
 class Calibration:
     """The map of one type. Shapes: floor and atoms (n_genes,), quantiles above the floor (n_genes, n_levels)."""
@@ -210,8 +215,8 @@ class Calibration:
         floor, atom_to = self.floor[:, None], self.atom_to[:, None]
         rank = self.ranks(values, rng)
         if self.in_common > 0:
-            common = self.in_common * torch.randn(len(values), generator=rng, device=values.device)
-            rank = torch.special.ndtr((normal_score(rank) + common) / (1 + self.in_common.square()).sqrt())
+            common = torch.randn(len(values), generator=rng, device=values.device)
+            rank = torch.special.ndtr(add_common(normal_score(rank), common, self.in_common))
         order = rank.argsort(dim=1, stable=True)
         places = torch.arange(len(values), device=values.device).expand_as(order)
         stratum = torch.empty_like(order).scatter_(1, order, places)
@@ -244,7 +249,7 @@ def match_detection(
 
     def scatter(amount: float) -> float:
         found = [
-            float((s + amount * u >= bound * (1 + amount**2) ** 0.5).sum(0).float().var()) * (n - 1)
+            float((add_common(s, u, amount) >= bound).sum(0).float().var()) * (n - 1)
             for s, u, bound, n in zip(scores, common, bounds, n_cells, strict=True)
         ]
         return sum(found) / (sum(n_cells) - len(n_cells))

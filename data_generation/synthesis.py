@@ -115,10 +115,10 @@ class SeededGan:
                 calibration = Calibration.fit(real, drawn, lowest.clamp_max(0), ceiling, prior=prior)
                 model.types[t] = replace(uncalibrated, calibration=calibration)
             if params.calibrate_detection and not ranking.counts:
-                model._share(cells, rng)
+                model._match_detection(cells, rng)
         return model
 
-    def _share(self, cells: TrainingCells, rng: torch.Generator) -> None:
+    def _match_detection(self, cells: TrainingCells, rng: torch.Generator) -> None:
         """Give the genes of a cell in common what the number of detected genes needs, see `match_detection`."""
         ranking, scores = self.generator.ranking, []
         calibrations = [t.calibration for t in self.types if t.calibration is not None]

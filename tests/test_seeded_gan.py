@@ -297,8 +297,7 @@ def test_training_depends_on_its_seed_alone(toy, tiny):
 CHANGES = [
     {"latent_dim": 4}, {"hidden_dim": 13}, {"batch_size": 31}, {"anchor_epochs": 3}, {"warmup_epochs": 0},
     {"anchor_steps": 4}, {"anchor_lr": 5e-3}, {"critic_steps": 11}, {"critic_hidden": 13}, {"critic_genes": 5},
-    {"generator_lr": 5e-3},
-    {"critic_lr": 5e-3},
+    {"generator_lr": 5e-3}, {"critic_lr": 5e-3},
     {"adversarial_weight": 50.0}, {"r1_weight": 50.0}, {"r1_every": 3}, {"ema_decay": 0.5}, {"calibrate": False},
     {"calibrate_on": "normalised"}, {"calibration_prior": 50.0}, {"calibration_cells": 61}, {"leakage": 0.4},
     {"latent_spread": 3.0}, {"calibrate_detection": False},
