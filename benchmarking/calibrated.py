@@ -10,13 +10,16 @@ import torch
 from anndata import AnnData
 
 from config import GarageParams
-from data_generation.calibration import Calibration, Ranking, interpolate, quantile_levels
+from data_generation.calibration import Calibration, Ranking, interpolate, match_detection, quantile_levels
 from data_generation.seeded_gan import TrainingCells
 from data_generation.synthesis import size_quantiles
 
 
 def calibrate(drawn: AnnData, train: AnnData, params: GarageParams, *, seed: int) -> AnnData:
     """Give each gene of each type the distribution of the training cells, the ranks of the drawn cells kept.
+
+    As GARAGE's own cells, those of read, log and linear data also get what the number of detected genes needs to
+    scatter as in the training cells (`match_detection`): there ranks move by as much.
 
     The drawn cells themselves are the reference sample of their generator. Library sizes, which normalised values need
     on their way back to counts, keep their ranks too.
@@ -42,17 +45,24 @@ def calibrate(drawn: AnnData, train: AnnData, params: GarageParams, *, seed: int
     ranked = ranking.to_rank(x, rng)
     floor, ceiling = x.min(0).values.clamp_max(0), ranking.highest(x).max(0).values
 
+    maps, cells_of, ranks_of, detected = {}, {}, {}, (ranking.normalise(x) > floor).sum(1).double()
+    for t in np.unique(types):
+        rows = np.flatnonzero(labels == names[t])
+        if len(rows):
+            cells = TrainingCells.on(device, sp.csr_matrix(drawn.X[rows]), np.full(len(rows), t), scale)
+            own = ranking.to_rank(cells.rows(torch.arange(len(rows))), rng)
+            maps[t] = Calibration.fit(ranked[real.types == t], own, floor, ceiling, prior=params.calibration_prior)
+            cells_of[t], ranks_of[t] = (rows, cells.size.squeeze(1), own), maps[t].ranks(own, rng)
+    if params.calibrate_detection and not ranking.counts:
+        of_type = [detected[real.types == t] for t in maps]
+        matched = match_detection(list(maps.values()), list(ranks_of.values()), of_type, rng)
+        maps = dict(zip(maps, matched, strict=True))
+
     calibrated = sp.csr_matrix(drawn.X, dtype=np.float32).toarray()
-    for t, name in enumerate(names):
-        rows = np.flatnonzero(labels == name)
-        if not len(rows):
-            continue
-        cells = TrainingCells.on(device, sp.csr_matrix(drawn.X[rows]), np.full(len(rows), t), scale)
-        own = ranking.to_rank(cells.rows(torch.arange(len(rows))), rng)
-        map_ = Calibration.fit(ranked[real.types == t], own, floor, ceiling, prior=params.calibration_prior)
-        order = cells.size.squeeze(1).argsort(stable=True).argsort()
+    for t, (rows, own_size, own) in cells_of.items():
+        order = own_size.argsort(stable=True).argsort()
         sizes = size_quantiles(real.size.squeeze(1), real.types, t, params.calibration_prior)
         size = interpolate((order[None] + 0.5) / len(rows), quantile_levels()[None], sizes[None]).T
-        x = ranking.from_rank(map_.apply(own, rng), size)
+        x = ranking.from_rank(maps[t].apply(own, rng), size)
         calibrated[rows] = (x.expm1() if scale == "linear" else x).numpy()
     return AnnData(sp.csr_matrix(calibrated), obs=drawn.obs.copy(), var=drawn.var.copy(), uns=dict(drawn.uns))

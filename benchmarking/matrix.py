@@ -250,9 +250,11 @@ def _is_known(run: Run, families: Collection[Computed], table: Path) -> bool:
 
 def _is_finished(job: Job, folder: Path, train: AnnData) -> bool:
     """Tell whether a folder holds this job's run, made of the data and with the hyperparameters of today."""
-    if not (folder / "run.json").exists():
+    try:
+        record = read_record(folder)
+    except UserError:  # there is none, or it is damaged
         return False
-    record, today = read_record(folder), made_of(train.uns["sha256"], asdict(params_of(job, train)))
+    today = made_of(train.uns["sha256"], asdict(params_of(job, train)))
     return record["argv"] == job.argv and made_of(record["sha256"], record["params"]) == today
 
 

@@ -161,11 +161,15 @@ class TrainingCells:
 
     @classmethod
     def of(cls, values: LogValues, share: float, device: torch.device, rng: np.random.Generator) -> "TrainingCells":
-        """Part the cells; every type gives its share to the validation, up to rounding."""
-        n_cells = len(values.X)
-        order = np.lexsort((rng.random(n_cells), values.types))
-        chosen = np.empty(n_cells, dtype=bool)
-        chosen[order] = np.diff(np.floor(np.arange(n_cells + 1) * share + rng.random())) > 0
+        """Part the cells; every type gives its share to the validation, up to rounding.
+
+        Types too small to owe a whole cell give none: all their cells train.
+        """
+        _, types, sizes = np.unique(values.types, return_inverse=True, return_counts=True)
+        giving = np.flatnonzero(sizes[types] * share >= 1)
+        order = giving[np.lexsort((rng.random(len(giving)), types[giving]))]
+        chosen = np.zeros(len(types), dtype=bool)
+        chosen[order] = np.diff(np.floor(np.arange(len(order) + 1) * share + rng.random())) > 0
         return cls(values, torch.empty(0), torch.empty(0), np.empty(0), torch.tensor(values.X[chosen]).to(device)).take(
             np.flatnonzero(~chosen)
         )

@@ -6,6 +6,7 @@ from itertools import chain
 
 import numpy as np
 import pandas as pd
+from anndata import AnnData
 
 from common.clustering import cluster_blindly
 from common.comparison import View, compare, make_views, thin_synthetic
@@ -107,19 +108,32 @@ def _compare(real: View, drawn: View, seed: int) -> dict[str, float]:
 
 def _utility(run: Run, train: View, held: View, drawn: View, rare: list[str]) -> Scores:
     real, unseen, synthetic = ((view.pcs, view.labels) for view in (train, held, drawn))
+    # what real cells alone teach must not depend on the synthetic ones beside which it is set
+    of_real = fidelity.project(train.genes, train.genes, drawn.genes, held.genes)
+    augmented = zip(of_real, (train.labels, drawn.labels, held.labels), strict=True)
     per_10k = ((view.per_10k, view.labels) for view in (train, drawn, held))
     recovered = utility.lfc_recovery(*chain.from_iterable(per_10k), rare=rare)
     if run.held.uns["scale"] == "scaled":  # which has no fold changes
         recovered = dict.fromkeys(recovered, np.nan)
     return recovered | (
         utility.train_on_synthetic(*synthetic, *unseen, rare=rare, seed=run.seed)
-        | utility.augmentation(*real, *synthetic, *unseen, rare=rare, seed=run.seed)
+        | utility.augmentation(*chain.from_iterable(augmented), rare=rare, seed=run.seed)
         | utility.label_agreement(*real, *synthetic, rare=rare, seed=run.seed)
     )
 
 
+def _has_counterpart(run: Run, cells: AnnData) -> np.ndarray:
+    """Tell which cells are of a type that was held out, too: one of a single cell never is."""
+    found: np.ndarray = cells.obs["cell_type"].isin(run.held.obs["cell_type"]).to_numpy()
+    return found
+
+
 def _is_seed(run: Run) -> np.ndarray | None:
-    return None if run.seeds is None else run.train.obs_names.isin(run.seeds["cell"][run.seeds["is_seed"]])
+    """Tell which of the training cells that have a counterpart were seeds."""
+    if run.seeds is None:
+        return None
+    is_seed: np.ndarray = run.train.obs_names.isin(run.seeds["cell"][run.seeds["is_seed"]])
+    return is_seed[_has_counterpart(run, run.train)]
 
 
 def _sizes_of_records(run: Run) -> dict[str, int]:
@@ -129,7 +143,9 @@ def _sizes_of_records(run: Run) -> dict[str, int]:
 
 
 def _privacy(run: Run, train: View, held: View, drawn: View) -> Scores:
-    pcs = train.pcs, held.pcs, drawn.pcs
+    """Measure privacy on types with cells on both sides: of others all would seem copied, whatever a generator does."""
+    shared = np.unique(held.labels)
+    pcs = [view.pcs[np.isin(view.labels, shared)] for view in (train, held, drawn)]
     return {
         ("copies", ALL): privacy.copies(train.X, drawn.X),
         **privacy.nearness(*pcs, seed=run.seed),

@@ -140,9 +140,36 @@ def write_json(path: Path, content: dict[str, Any]) -> None:
 
 
 def write_record(folder: Path, record: dict[str, Any]) -> None:
-    """Write run.json; its `files` are the SHA-256 of those files of the run that hold no checksum of their own."""
+    """Write run.json; its `files` are the SHA-256 of those files of the run that hold no checksum of their own.
+
+    `checksum` is that of all the rest.
+    """
     sums = {name: file_digest(folder / name) for name in CHECKED if (folder / name).exists()}
-    write_json(folder / "run.json", {**record, "files": sums})
+    content = {**record, "files": sums}
+    write_json(folder / "run.json", {**content, "checksum": _checksum(content)})
+
+
+def load_record(path: Path) -> dict[str, Any]:
+    """Read a run.json; one without `checksum`, older or changed by hand, is taken as it is.
+
+    Raises
+    ------
+    UserError
+        If it is not readable, or not what was written.
+    """
+    with reading(path, "record of a run"):
+        content: dict[str, Any] = json.loads(path.read_text())
+        known = content.pop("checksum", None)
+    if known is not None and known != _checksum(content):
+        raise UserError(
+            f"{path} is damaged, or was changed since its run: repeat the run, or remove the line 'checksum' if the "
+            "change is yours"
+        )
+    return content
+
+
+def _checksum(content: dict[str, Any]) -> str:
+    return digest(json.dumps(content, default=str).encode())
 
 
 def intact(path: Path) -> Path:
@@ -154,8 +181,7 @@ def intact(path: Path) -> Path:
         If it is missing, or its SHA-256 is not the one in run.json.
     """
     record = path.with_name("run.json")
-    with reading(record, "record of a run"):
-        sums = json.loads(record.read_text()).get("files", {}) if record.exists() else {}
+    sums = load_record(record).get("files", {}) if record.exists() else {}
     known = sums.get(existing(path).name)  # of runs made before there were any, nothing
     if known is not None and known != file_digest(path):
         raise UserError(f"{path} is damaged, or was changed since its run: repeat the run")

@@ -13,7 +13,7 @@ from anndata import AnnData
 from common.checks import not_finite, reading
 from common.data import CellSource, load_cells
 from common.errors import UserError
-from common.run import digest, intact
+from common.run import digest, intact, load_record
 
 
 @dataclass(frozen=True)
@@ -64,11 +64,10 @@ def read_record(folder: Path) -> dict[str, Any]:
             f"{folder} holds no finished run: make it with python data_generation/garage.py --holdout 0.5 --out "
             f"{folder}, and the flags that name your data"
         )
-    with reading(path, "record of a run"):
-        record: dict[str, Any] = json.loads(path.read_text())
-        if "drawn_from" in record:
-            return read_record(Path(record["drawn_from"])) | {"trained_in": record["drawn_from"], "draw": record}
-        return record
+    record = load_record(path)
+    if "drawn_from" in record:
+        return read_record(Path(record["drawn_from"])) | {"trained_in": record["drawn_from"], "draw": record}
+    return record
 
 
 def read_source(folder: Path) -> CellSource:

@@ -8,13 +8,13 @@ quantiles of the network, so a cell can be drawn alone; quantiles are interpolat
 
 The atom at the floor (zero, or a scaled gene's lowest value) is kept apart: its probability is calibrated exactly.
 
-One thing that all genes have in common is calibrated, too: some cells are caught better than others, and more of their
-genes are detected, which a network of few cells hardly learns. Normal scores of a cell's ranks get a common part, just
-as large as the number of detected genes needs to scatter within types as in the training cells (`match_detection`).
+Capture efficiency is calibrated, too: it varies between cells, so that some have more genes detected than others, and a
+network trained on few cells underestimates how much. The normal scores of a cell's ranks get a shared component, just
+large enough for the number of detected genes to vary within types as it does in the training cells (`match_detection`).
 """
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -226,38 +226,43 @@ class Calibration:
 
 
 def match_detection(
-    scores: Sequence[Tensor], calibrations: Sequence[Calibration], n_cells: Sequence[int], wanted: float,
-    rng: torch.Generator,
-) -> float:  # fmt: skip
-    """Find how much a cell's genes must have in common for the number of detected genes to scatter as wanted.
+    calibrations: Sequence[Calibration], ranks: Sequence[Tensor], detected: Sequence[Tensor], rng: torch.Generator
+) -> list[Calibration]:
+    """Give the genes of a cell as much in common as the number of detected genes needs to scatter as in real cells.
 
     Parameters
     ----------
-    scores
-        Normal scores of the ranks of generated cells, shape (n_genes, n_generated) for each type.
-    calibrations, n_cells
-        Of each type; types weigh as in the variance within types of so many cells.
-    wanted
-        Variance within types of the number of genes above their floor.
+    calibrations
+        Of each type.
+    ranks
+        Of generated cells of each type, shape (n_genes, n_generated): `Calibration.ranks`.
+    detected
+        Number of genes above their floor of each real cell of each type, shape (n_cells,). Their variance within types
+        is what is wanted, types weighing as in it.
 
     Returns
     -------
-    `Calibration.in_common`, 0 if the number scatters enough as it is.
+    The same with `in_common`, 0 if the number scatters enough as it is.
     """
-    common = [torch.randn(s.shape[1], generator=rng, device=s.device) for s in scores]
+    squares = sum(float((number - number.mean()).square().sum()) for number in detected)
+    freedom = [len(number) - 1 for number in detected]
+    wanted = squares / max(1, sum(freedom))
+    common = [torch.randn(r.shape[1], generator=rng, device=r.device) for r in ranks]
+    scores = [normal_score(r) for r in ranks]
     bounds = [normal_score(calibration.atom_to)[:, None] for calibration in calibrations]
+    weights = [n * (r.shape[1] > 1) for n, r in zip(freedom, ranks, strict=True)]  # one cell does not scatter
 
     def scatter(amount: float) -> float:
         found = [
-            float((add_common(s, u, amount) >= bound).sum(0).float().var()) * (n - 1)
-            for s, u, bound, n in zip(scores, common, bounds, n_cells, strict=True)
+            float((add_common(s, u, amount) >= bound).sum(0).float().var()) * weight
+            for s, u, bound, weight in zip(scores, common, bounds, weights, strict=True)
+            if weight
         ]
-        return sum(found) / (sum(n_cells) - len(n_cells))
+        return sum(found) / sum(weights)
 
     low, high = 0.0, MOST_IN_COMMON
-    if sum(n_cells) == len(n_cells) or scatter(0.0) >= wanted:
-        return 0.0
-    for _ in range(HALVINGS):
-        middle = (low + high) / 2
-        low, high = (middle, high) if scatter(middle) < wanted else (low, middle)
-    return low
+    if any(weights) and scatter(low) < wanted:
+        for _ in range(HALVINGS):
+            middle = (low + high) / 2
+            low, high = (middle, high) if scatter(middle) < wanted else (low, middle)
+    return [replace(c, in_common=torch.full_like(c.in_common, low)) for c in calibrations]

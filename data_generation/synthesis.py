@@ -16,7 +16,6 @@ from data_generation.calibration import (
     Ranking,
     interpolate,
     match_detection,
-    normal_score,
     quantile_levels,
     weighted_quantiles,
 )
@@ -119,21 +118,17 @@ class SeededGan:
         return model
 
     def _match_detection(self, cells: TrainingCells, rng: torch.Generator) -> None:
-        """Give the genes of a cell in common what the number of detected genes needs, see `match_detection`."""
-        ranking, scores = self.generator.ranking, []
+        """Let the number of detected genes scatter as in the training cells, see `match_detection`."""
+        ranking, ranks = self.generator.ranking, []
         calibrations = [t.calibration for t in self.types if t.calibration is not None]
         for t, calibration in enumerate(calibrations):
             x, _, _ = self._draw(t, max(LEAST_MATCHED, MATCHED_CELLS // len(calibrations)), rng)
-            scores.append(normal_score(calibration.ranks(ranking.to_rank(x, rng), rng)))
+            ranks.append(calibration.ranks(ranking.to_rank(x, rng), rng))
         floor = calibrations[0].floor
         detected = torch.cat([(ranking.normalise(x) > floor).sum(1) for _, x in cells.blocks()]).double()
         of_type = [detected[cells.types == t] for t in range(len(self.types))]
-        squares = sum(float((number - number.mean()).square().sum()) for number in of_type)
-        wanted = squares / max(1, cells.n_cells - len(of_type))
-        amount = match_detection(scores, calibrations, [len(number) for number in of_type], wanted, rng)
-        for t, calibration in enumerate(calibrations):
-            shared = replace(calibration, in_common=torch.full_like(calibration.in_common, amount))
-            self.types[t] = replace(self.types[t], calibration=shared)
+        matched = match_detection(calibrations, ranks, of_type, rng)
+        self.types = [replace(t, calibration=c) for t, c in zip(self.types, matched, strict=True)]
 
     def _draw(self, t: int, n_rows: int, rng: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
         """Draw cells of type t as the network has them, their log library sizes, and which come from seed rows."""

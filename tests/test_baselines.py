@@ -315,6 +315,15 @@ def test_every_type_gives_its_share_to_the_validation(toy):
     assert len(TrainingCells.of(values, 0.0, torch.device("cpu"), np.random.default_rng(0)).validation) == 0
 
 
+def test_small_types_keep_all_their_cells_for_training(toy):
+    """A tenth of the eight NK cells is less than one."""
+    values = LogValues.of(toy)
+    for seed in range(20):
+        data = TrainingCells.of(values, 0.1, torch.device("cpu"), np.random.default_rng(seed))
+        left = values.types[np.setdiff1d(np.arange(72), data.rows)]
+        assert "NK" not in left and len(left) in (6, 7)
+
+
 def gaussian_cells(n_cells=400, n_genes=60):
     rng = np.random.default_rng(0)
     X = 5 + rng.standard_normal((n_cells, n_genes)).astype(np.float32)

@@ -57,6 +57,22 @@ def test_counts_stay_counts(factor):
     assert np.array_equal(X, again.X.toarray())
 
 
+@pytest.mark.parametrize("scale", ["linear", "log"])
+def test_detected_genes_scatter_as_in_the_training_cells(scale):
+    """As GARAGE's own cells."""
+    rng, shape = np.random.default_rng(0), (400, 80)
+    caught = 0.8 * rng.normal(size=(400, 1))
+    real, drawn = (np.where(rng.normal(size=shape) + c > 0.3, np.exp(rng.normal(size=shape)), 0) for c in (caught, 0))
+    labels = np.repeat(["a", "b"], 200)
+    spread = {}
+    for matched in (True, False):
+        params = GarageParams(calibrate_detection=matched)
+        found = calibrate(cells_of(drawn, labels, scale), cells_of(real, labels, scale), params, seed=0)
+        spread[matched] = (found.X.toarray() > 0).sum(1).std()
+    wanted = (real > 0).sum(1).std()
+    assert spread[True] == pytest.approx(wanted, rel=0.15) and spread[False] < 0.5 * wanted
+
+
 def test_types_that_the_training_cells_lack_stay_as_they_are():
     rng = np.random.default_rng(0)
     drawn, real = lognormal(rng, 0.0, n=20), lognormal(rng, 2.0, n=20)

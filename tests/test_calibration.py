@@ -272,15 +272,18 @@ def test_what_genes_have_in_common_is_found(amount):
     atoms = torch.linspace(0.2, 0.9, n_genes)
     own, common = torch.randn(n_genes, n_cells, generator=rng), torch.randn(n_cells, generator=rng)
     bound = normal_score(atoms)[:, None]
-    wanted = float((own + amount * common >= bound * (1 + amount**2) ** 0.5).sum(0).float().var())
-    scores = torch.randn(n_genes, n_cells, generator=rng)
-    found = match_detection([scores, scores], [of_atoms(atoms)] * 2, [40, 3], wanted, rng)
-    assert found == pytest.approx(amount, abs=0.06)
+    detected = (own + amount * common >= bound * (1 + amount**2) ** 0.5).sum(0).double()
+    ranks = torch.rand(n_genes, n_cells, generator=rng)
+    # the second type has one real cell, the third one generated cell: neither scatters
+    maps = [of_atoms(atoms)] * 3
+    found = match_detection(maps, [ranks, ranks, ranks[:, :1]], [detected, detected[:1], detected[:40]], rng)
+    assert [float(map_.in_common) for map_ in found] == [pytest.approx(amount, abs=0.06)] * 3
 
 
 def test_one_cell_a_type_says_nothing_of_what_genes_have_in_common():
-    scores = torch.randn(5, 10, generator=random())
-    assert match_detection([scores] * 2, [of_atoms(torch.full((5,), 0.5))] * 2, [1, 1], 100.0, random()) == 0.0
+    ranks, number = torch.rand(5, 10, generator=random()), torch.ones(1).double()
+    found = match_detection([of_atoms(torch.full((5,), 0.5))] * 2, [ranks] * 2, [number] * 2, random())
+    assert [map_.in_common for map_ in found] == [0.0, 0.0]
 
 
 def test_marginals_stay_whatever_genes_have_in_common():

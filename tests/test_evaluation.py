@@ -15,8 +15,8 @@ from common.data import CellSource, load_cells, split_cells
 from common.errors import UserError
 from common.evaluation import evaluate, find_rare
 from common.judging import judge_runs
-from common.metrics import fidelity, utility
-from common.metrics.catalogue import ALL, FAMILIES, METRICS
+from common.metrics import fidelity, privacy, utility
+from common.metrics.catalogue import ALL, FAMILIES, METRICS, OTHERS, SEEDS
 from common.results import read_results
 from common.runs import Run, load_run
 
@@ -52,6 +52,30 @@ def test_every_metric_of_the_catalogue_and_no_other(toy_runs, small_forests):
 def test_the_same_run_has_the_same_values(toy_runs, small_forests):
     run = load_run(toy_runs / "seed0")
     assert values(run).equals(values(run))
+
+
+def test_what_real_cells_alone_teach_does_not_depend_on_the_synthetic_ones(toy_runs, small_forests, monkeypatch):
+    run, seen = load_run(toy_runs / "seed0"), []
+    augmentation = utility.augmentation
+    monkeypatch.setattr(utility, "augmentation", lambda *a, **k: seen.append((a[0], a[4])) or augmentation(*a, **k))
+    noise = run.synthetic.copy()
+    noise.X = noise.X[np.random.default_rng(0).permutation(noise.n_obs)] * 50
+    for synthetic in (run.synthetic, noise):
+        evaluate(replace(run, synthetic=synthetic), families=["utility"])
+    for a, b in zip(*seen, strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+def test_privacy_is_measured_on_types_that_were_held_out(toy_runs, monkeypatch):
+    """The cells of a type of one cell would all lie nearer to a training than to a held-out cell."""
+    run, seen = load_run(toy_runs / "seed0"), []
+    nearness = privacy.nearness
+    monkeypatch.setattr(privacy, "nearness", lambda *a, **k: seen.append([len(x) for x in a]) or nearness(*a, **k))
+    held = run.held[run.held.obs["cell_type"] != "NK"].copy()
+    found = evaluate(replace(run, held=held), families=["privacy"]).set_index(["metric", "group"])["n"]
+    others = [int((cells.obs["cell_type"] != "NK").sum()) for cells in (run.train, run.held, run.synthetic)]
+    assert seen == [others]
+    assert found["attack_auc", SEEDS] + found["attack_auc", OTHERS] == others[0]
 
 
 def test_drawing_more_cells_wins_nothing(toy_runs, small_forests):

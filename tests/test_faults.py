@@ -394,7 +394,7 @@ def test_a_damaged_model_is_not_drawn_from(capsys, undisturbed, tmp_path, damage
     ("name", "damage"),
     [
         *((name, damage) for name in common.run.CHECKED for damage in ("cut", "empty", "flipped", "gone")),
-        *(("run.json", damage) for damage in ("cut", "empty", "gone")),
+        *(("run.json", damage) for damage in ("cut", "empty", "flipped", "gone")),
     ],
 )
 def test_a_damaged_run_is_not_judged(capsys, toy_runs, tmp_path, name, damage):

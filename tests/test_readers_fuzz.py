@@ -2,6 +2,8 @@
 
 import gzip
 import io
+import shutil
+from contextlib import contextmanager
 from pathlib import Path
 
 import h5py
@@ -16,6 +18,8 @@ from scipy import sparse
 
 from common.data import CellSource, load_cells
 from common.errors import UserError, is_out_of_memory
+from common.run import CHECKED
+from common.runs import load_run
 from common.tables import read_expression, read_labels
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # what readers say of damaged files
@@ -252,9 +256,31 @@ def source_of(folder, name):
     return CellSource(input=path if name == "x.h5" else path.parent, labels_csv=labels)
 
 
+WAYS = pytest.mark.parametrize("way", ["cut", "flipped", "garbled"])
+
+
+@contextmanager
+def damaged(path, way, draw, where=None):
+    """Let a file be damaged within the block, in one of the bytes of `where`."""
+    good = path.read_bytes()
+    if way == "cut":
+        bad = good[: draw(st.integers(0, len(good) - 1))]
+    else:
+        position = draw(st.sampled_from(where or range(len(good))))
+        flips = draw(st.binary(min_size=1, max_size=1 if way == "flipped" else 8))
+        bad = bytearray(good)
+        for i, flip in enumerate(flips[: len(good) - position]):
+            bad[position + i] ^= 1 << flip % 8 if way == "flipped" else flip
+    try:
+        path.write_bytes(bad)
+        yield
+    finally:
+        path.write_bytes(good)
+
+
 @fuzzed(100)
 @given(data=st.data())
-@pytest.mark.parametrize("way", ["cut", "flipped", "garbled"])
+@WAYS
 @pytest.mark.parametrize("name", [
     "plain.h5ad", "on_disk.h5ad", "gzip.h5ad", "dense.h5ad", "x.h5", "x.csv", "x.csv.gz", "labels.csv", "labels.csv.gz",
     *(f"{folder}/{file}" for folder, end in (("plain", ""), ("gzipped", ".gz"))
@@ -263,22 +289,54 @@ def source_of(folder, name):
 @pytest.mark.slow
 def test_damaged_files_end_in_one_line(files, name, way, data):
     path = files / name
-    good = path.read_bytes()
-    if way == "cut":
-        bad = good[: data.draw(st.integers(0, len(good) - 1))]
-    else:
-        position = data.draw(st.sampled_from(data.draw(st.sampled_from(damageable(path)))))
-        flips = data.draw(st.binary(min_size=1, max_size=1 if way == "flipped" else 8))
-        bad = bytearray(good)
-        for i, flip in enumerate(flips[: len(good) - position]):
-            bad[position + i] ^= 1 << flip % 8 if way == "flipped" else flip
-    try:
-        path.write_bytes(bad)
+    where = data.draw(st.sampled_from(damageable(path))) if way != "cut" else None
+    with damaged(path, way, data.draw, where):
         cells = refusal_or(lambda: load_cells(source_of(files, name)))
-    finally:
-        path.write_bytes(good)
     if cells is not None and Path(name).name in WHOLE:
         np.testing.assert_array_equal(cells.X.toarray(), COUNTS)
         assert list(cells.obs_names) == CELLS
         assert list(cells.var_names) == GENES
         assert cells.obs["cell_type"].tolist() == TYPES
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory):
+    """A Zarr store of the same cells."""
+    path = tmp_path_factory.mktemp("store") / "x.zarr"
+    obs, var = pd.DataFrame({"cell_type": TYPES}, CELLS), pd.DataFrame(index=GENES)
+    AnnData(sparse.csr_matrix(COUNTS), obs=obs, var=var).write_zarr(path)
+    return path
+
+
+@fuzzed(300)
+@given(data=st.data(), on_disk=st.booleans())
+@WAYS
+@pytest.mark.slow
+def test_a_damaged_store_ends_in_one_line(store, way, data, on_disk):
+    path = data.draw(st.sampled_from(sorted(p for p in store.rglob("*") if p.is_file() and p.stat().st_size)))
+    with damaged(path, way, data.draw):
+        refusal_or(lambda: load_cells(CellSource(input=store, on_disk=on_disk)))
+
+
+@pytest.fixture(scope="module")
+def finished(toy_runs, tmp_path_factory):
+    return shutil.copytree(toy_runs / "seed0", tmp_path_factory.mktemp("finished") / "run")
+
+
+@fuzzed(100)
+@given(data=st.data())
+@WAYS
+@pytest.mark.parametrize("name", ["run.json", *CHECKED])
+@pytest.mark.slow
+def test_a_damaged_run_is_refused_or_read_as_it_was(finished, name, way, data):
+    with damaged(finished / name, way, data.draw):
+        run = refusal_or(lambda: load_run(finished))
+    if run is None:
+        return
+    good = load_run(finished)
+    assert (run.dataset, run.method, run.seed, run.split, run.params) == (
+        good.dataset, good.method, good.seed, good.split, good.params,
+    )  # fmt: skip
+    for part in ("train", "held", "synthetic"):
+        a, b = getattr(run, part), getattr(good, part)
+        assert list(a.obs_names) == list(b.obs_names) and (a.X != b.X).nnz == 0

@@ -42,7 +42,7 @@ def broken(toy_runs, tmp_path):
 def forget_checksums(folder):
     """Make a run as they were before run.json held checksums."""
     record = json.loads((folder / "run.json").read_text())
-    assert set(record.pop("files")) == {"cells.h5ad", "heldout.csv", "seeds.csv"}
+    assert set(record.pop("files")) == {"cells.h5ad", "heldout.csv", "seeds.csv"} and record.pop("checksum")
     (folder / "run.json").write_text(json.dumps(record))
 
 
@@ -69,6 +69,9 @@ def test_real_cells_that_have_changed(broken, toy, tmp_path):
     toy.X[0, 0] += 1
     toy.write_h5ad(tmp_path / "toy.h5ad")
     record["source"]["input"] = str(tmp_path / "toy.h5ad")
+    (broken / "run.json").write_text(json.dumps(record))
+    assert "remove the line 'checksum' if the change is yours" in complaint(broken)
+    del record["checksum"]
     (broken / "run.json").write_text(json.dumps(record))
     assert "have changed since the run" in complaint(broken)
 

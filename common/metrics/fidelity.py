@@ -41,8 +41,12 @@ def compare_on(cells: AnnData) -> np.ndarray:
 
 def pooled_pcs(*groups: np.ndarray, n_pcs: int = N_PCS) -> list[np.ndarray]:
     """Return the principal components of groups of cells (n_cells, n_genes), fitted on all of them together."""
-    pooled = np.concatenate(groups)
-    pca = PCA(min(n_pcs, *(size - 1 for size in pooled.shape)), random_state=0).fit(pooled)
+    return project(np.concatenate(groups), *groups, n_pcs=n_pcs)
+
+
+def project(reference: np.ndarray, *groups: np.ndarray, n_pcs: int = N_PCS) -> list[np.ndarray]:
+    """Return groups of cells (n_cells, n_genes) on the principal components of reference cells."""
+    pca = PCA(min(n_pcs, *(size - 1 for size in reference.shape)), random_state=0).fit(reference)
     return [pca.transform(group) for group in groups]
 
 

@@ -126,17 +126,19 @@ def exposure(
     attack_auc
         Membership inference by that distance: AUROC of the group against held-out cells, from 0 to 1, ideally 0.5,
         above it the group is exposed (Hilprecht et al. 2019; GAN-Leaks, Chen et al. 2020). A group that is no random
-        sample, such as seeds from the midst of their types, is told although nothing leaks.
+        sample, such as seeds from the centre of their types, is told although nothing leaks.
     calibrated_auc
-        The same by the distance relative to that to the closest other held-out cell, which is as short in the midst of
-        a type (calibration of GAN-Leaks, with real cells for reference). It is fair to such a group as far as synthetic
-        cells are spread as real ones are: where they crowd in the midst it rises, where they keep away it falls.
+        The same by the distance relative to that to the closest other real cell, which is as short in the centre of a
+        type (calibration of GAN-Leaks, with real cells for reference). It is fair to such a group as far as synthetic
+        cells are spread as real ones are: where they crowd in the centre it rises, where they keep away it falls.
 
     For the held-out cells, attacks take one random half for used: what they find where there is nothing to find.
     """
     near = _near(training, held)
     used, unused = _closest(training, synthetic), _closest(held, synthetic)
-    relative, relative_unused = _compare(used, _closest(training, held)), _compare(unused, _closest(held))
+    # other cells of both sides: a held-out cell has one other held-out cell less than a training cell has
+    to_real = _closest(np.concatenate([training, held]))
+    relative, relative_unused = _compare(used, to_real[: len(used)]), _compare(unused, to_real[len(used) :])
     half = np.random.default_rng(seed).permutation(len(held)) < len(held) // 2
 
     groups = {ALL: np.ones(len(training), bool)}
