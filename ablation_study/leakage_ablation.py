@@ -30,6 +30,7 @@ from common.errors import UserError
 from common.generation import folder_of
 from common.metrics.catalogue import ALL, SEEDS
 from common.plotting import PALETTE, save
+from common.results import keep_other_datasets
 from common.run import write_table
 from common.runs import read_record
 from common.summary import label_of
@@ -108,7 +109,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     finished = [outcome for outcome in outcomes if outcome.job.name in variants and outcome.status != "failed"]
     folders = [folder_of(None, outcome.dataset, outcome.job.name, outcome.job.seed) for outcome in finished]
     seeds = count_seeds(folders)
-    write_table(args.out.with_name("leakage_seeds.csv"), seeds)
+    path = args.out.with_name("leakage_seeds.csv")
+    write_table(path, keep_other_datasets(path, seeds))
     for dataset, of_set in seeds.groupby("dataset"):
         cells = of_set.groupby("leakage")["seed_cells"].mean()
         told = ", ".join(f"{n:.0f} at {leakage:.0%}" for leakage, n in cells.items())

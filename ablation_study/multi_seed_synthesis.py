@@ -30,7 +30,7 @@ from common.cli import console, run_script
 from common.errors import UserError
 from common.generation import folder_of
 from common.metrics.catalogue import ALL, RARE
-from common.results import read_results
+from common.results import keep_other_datasets, read_results
 from common.run import write_table
 from common.summary import label_of
 
@@ -124,9 +124,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     if not stability:
         raise UserError("no data set has two finished runs to compare: give --seeds 2 at least, and see what failed")
     seeds = pd.concat(stability)[["dataset", *COLUMNS]]
-    write_table(args.out.with_name("seed_stability.csv"), seeds)
+    path = args.out.with_name("seed_stability.csv")
+    write_table(path, keep_other_datasets(path, seeds))
     spread = compare_spread(_of(rows, name), _of(_other_splits(args, rows), WHOLE))
-    write_table(args.out.with_name("metric_stability.csv"), spread)
+    path = args.out.with_name("metric_stability.csv")
+    write_table(path, keep_other_datasets(path, spread))
     _show(seeds, spread)
     tell(outcomes, f"wrote {args.out}, with seed_stability.csv and metric_stability.csv beside it")
 

@@ -26,7 +26,7 @@ from benchmarking.experiment import tell
 from common.cli import run_script
 from common.metrics.catalogue import ALL
 from common.plotting import MARKERS, PALETTE, save
-from common.results import over_datasets
+from common.results import keep_other_datasets, over_datasets
 from common.run import write_table
 from common.summary import label_of
 from config import RESULTS_DIR
@@ -77,8 +77,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Run the variants, compare, draw."""
     args: VariantArgs = tyro.cli(VariantArgs, args=argv, description=__doc__, config=(tyro.conf.OmitArgPrefixes,))
     outcomes, rows = run_variants(VARIANTS, args)
-    found = compare_with_whole(rows, args.holdout)
-    write_table(args.out.with_name(DIFFERENCES), found)
+    path = args.out.with_name(DIFFERENCES)
+    found = keep_other_datasets(path, compare_with_whole(rows, args.holdout))
+    write_table(path, found)
     write_table(args.out.with_name(OVER_DATASETS), over_datasets(found))
     figure = RESULTS_DIR / "figures" / "seed_selection.png"
     shown = (found["group"] == ALL) & ~found["method"].isin(CONTROLS)  # so far off that the variants would be one

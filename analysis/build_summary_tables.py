@@ -23,7 +23,7 @@ from common.cli import console, run_script
 from common.errors import UserError
 from common.evaluation import ALL
 from common.metrics.catalogue import METRICS, Family
-from common.results import read_results, summarise
+from common.results import of_one_split, read_results, summarise
 from common.run import atomic, write_table
 from common.summary import (
     NOTHING,
@@ -71,18 +71,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Read, summarise, and write the tables of each data set."""
     args: Args = tyro.cli(Args, args=argv, description=__doc__, config=(tyro.conf.OmitArgPrefixes,))
     table = read_results(args.table, made_by="python analysis/evaluate.py --runs DIR..., or the script of that table")
-    if args.split is not None:
-        table = table[table["split"] == args.split]
+    table = of_one_split(table, args.split, args.table)
     metrics = _choose_metrics(table, args)
     written = []
     for dataset, rows in table.groupby("dataset"):
         if args.group not in set(rows["group"]):  # a type that other data sets have
             continue
-        if rows["split"].nunique() > 1:
-            raise UserError(
-                f"{args.table} has {dataset} in several splits: choose one with --split, of "
-                + ", ".join(f"'{split}'" for split in rows["split"].unique())
-            )
         summary = fill_gaps(rows, args.group, metrics)
         name = f"summary_{dataset}" + ("" if args.group == ALL else "_" + re.sub(r"[^\w+-]+", "_", args.group))
         write_table(args.out / f"{name}.csv", summary)

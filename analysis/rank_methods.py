@@ -24,7 +24,7 @@ from benchmarking.controls import PURE_CONTROLS
 from common.cli import console, errors, run_script
 from common.errors import UserError
 from common.metrics.catalogue import ALL, METRICS, Family
-from common.results import read_results
+from common.results import of_one_split, read_results
 from common.run import atomic, write_table
 from common.summary import UNTOLD, UNTOLD_NOTE, mark_untold, markdown_table, order_methods
 from config import RESULTS_DIR
@@ -42,6 +42,8 @@ class Args:
     """group of cells: all cells, rare cells, or a type"""
     families: tuple[Family, ...] = ("fidelity", "utility", "privacy")
     """kinds of metrics"""
+    split: str | None = None
+    """for data sets that were split in several ways: which, such as "holdout 0.5, 1000 genes\""""
     out: Path = RESULTS_DIR / "tables"
     """folder to write to"""
 
@@ -51,7 +53,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Read, rank, write."""
     args: Args = tyro.cli(Args, args=argv, description=__doc__, config=(tyro.conf.OmitArgPrefixes,))
     table = read_results(args.table, made_by="python benchmarking/run_benchmark.py")
-    table = comparable(table[table["group"] == args.group])
+    table = comparable(of_one_split(table[table["group"] == args.group], args.split, args.table))
     ranks = summarise_ranks(rank(table, args.families))
     if ranks.empty:
         raise UserError(f"{args.table} has no metric of {args.group} in {', '.join(args.families)}: choose others")

@@ -5,6 +5,7 @@ draws as many cells as it learnt from, and every metric compares these with the 
 already is left as it is, so that an interrupted matrix goes on; a failure is kept as a gap and tried again next time.
 """
 
+import json
 import traceback
 import warnings
 from collections.abc import Callable, Collection, Sequence
@@ -33,7 +34,7 @@ from common.generation import folder_of, load_split
 from common.judging import record_run, rows_of
 from common.metrics.catalogue import ALL, METRICS, Computed
 from common.run import Stopwatch
-from common.runs import Run, describe_split, load_run, made_of, read_record, with_genes_of
+from common.runs import Run, describe_split, load_run, read_record, with_genes_of
 from config import BaselineParams, GarageParams, PaperParams, SelectionParams
 from data_generation import garage
 
@@ -238,7 +239,7 @@ def _split(source: CellSource, holdout: float, seed: int) -> Run:
     return Run(
         folder=Path(), dataset=train.uns["dataset"], method="", seed=seed, split="", params={},
         rare_threshold=train.uns.get("rare_threshold"), train=train, held=with_genes_of(held, train), synthetic=train,
-        seeds=None, data=train.uns["sha256"],
+        seeds=None,
     )  # fmt: skip
 
 
@@ -254,8 +255,8 @@ def _is_finished(job: Job, folder: Path, train: AnnData) -> bool:
         record = read_record(folder)
     except UserError:  # there is none, or it is damaged
         return False
-    today = made_of(train.uns["sha256"], asdict(params_of(job, train)))
-    return record["argv"] == job.argv and made_of(record["sha256"], record["params"]) == today
+    today = job.argv, train.uns["sha256"], json.loads(json.dumps(asdict(params_of(job, train))))
+    return (record["argv"], record["sha256"], record["params"]) == today
 
 
 def _draw_control(job: Job, split: Run) -> tuple[Run, dict[str, float]]:

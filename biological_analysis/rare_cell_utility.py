@@ -176,14 +176,14 @@ def _with_all_genes(job: Job) -> Run:
 
 
 def type_to_lose(run: Run, wanted: str | None) -> str:
-    """Return the type that loses cells: the one wanted, or the one with most training cells.
+    """Return the type that loses cells: the one wanted, or the one with most cells, the same in every split.
 
     Raises
     ------
     UserError
         If there is no such type.
     """
-    sizes = _sizes(run.train)
+    sizes = _sizes(run.train).add(_sizes(run.held), fill_value=0)
     if wanted is not None and wanted not in sizes:
         raise UserError(f"{run.dataset} has no type '{wanted}' to --down-sample{nearest(wanted, sizes.index)}")
     return wanted or str(sizes.idxmax())
@@ -317,8 +317,12 @@ def restoration(run: Run, name: str, added: AnnData) -> dict[str, float]:
 def perform(job: Job, make_trials: MakeTrials, args: Args, table: Path, *, threads: int) -> Outcome:
     """Judge those trials of a method on a split that the table has not; what fails becomes a gap in it."""
     torch.set_num_threads(threads)
-    trials = make_trials(job, args)
-    run = trials[0].run
+    try:
+        trials = make_trials(job, args)
+        run = trials[0].run
+    except (UserError, IndexError) as error:  # of this split: other splits may have the cells
+        reason = str(error) if isinstance(error, UserError) else "no --keep is below the type's training cells here"
+        return Outcome(job, str(job.source.dataset or job.source.input), "failed", reason)
     stale = make_trials is rare_trials and not is_current(job, run)
     todo = [trial for trial in trials if args.again or stale or not _is_known(trial, table)]
     reasons = []

@@ -256,9 +256,10 @@ def estimate(learn: Callable[[Reporter], object], steps: Mapping[str, int], unti
     for stage, reports in seen.items():
         last, total, _ = reports[-1]
         left = steps.get(stage, total) - last
-        if left > 0 and len(reports) > 1:
-            (first, _, start), (second, _, end) = reports[:2]
-            seconds += left * (end - start) / (second - first)
+        first, _, start = reports[0]
+        later = next(((step, end) for step, _, end in reports if step > first), None)  # the last step may come twice
+        if left > 0 and later:
+            seconds += left * (later[1] - start) / (later[0] - first)
     return {"seconds": round(seconds, 1), "peak_memory_mb": clock.stages["trial"]["peak_memory_mb"]}
 
 

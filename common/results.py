@@ -13,7 +13,7 @@ from common.errors import UserError
 from common.run import write_table
 
 KEYS = ["dataset", "split", "seed", "method"]  # of a run
-MADE_OF = "made_of"  # a further column of tables that are gone on with: see `common.runs.made_of`
+MADE_OF = "made_of"  # a further column of tables that are gone on with: see `common.runs.Run`
 COLUMNS = [*KEYS, "group", "metric", "n", "value"]
 
 
@@ -39,6 +39,31 @@ def read_results(path: Path, *, made_by: str) -> pd.DataFrame:
     if missing := set(COLUMNS) - set(table.columns):
         raise UserError(f"{path} has no column {' and '.join(sorted(missing))}: make it anew with {made_by}")
     return table
+
+
+def of_one_split(table: pd.DataFrame, split: str | None, path: Path) -> pd.DataFrame:
+    """Return the rows of a split, by default of the only one that each data set has.
+
+    Raises
+    ------
+    UserError
+        If a data set was split in several ways and none is named.
+    """
+    if split is not None:
+        return table[table["split"] == split]
+    for dataset, splits in table.groupby("dataset")["split"].unique().items():
+        if len(splits) > 1:
+            named = ", ".join(f"'{name}'" for name in splits)
+            raise UserError(f"{path} has {dataset} in several splits: choose one with --split, of {named}")
+    return table
+
+
+def keep_other_datasets(path: Path, table: pd.DataFrame) -> pd.DataFrame:
+    """Return a table with the rows added that a file of it has of other data sets."""
+    if not path.exists():
+        return table
+    old = pd.read_csv(path)
+    return pd.concat([old[~old["dataset"].isin(table["dataset"])], table], ignore_index=True)
 
 
 def record(path: Path, rows: pd.DataFrame) -> None:

@@ -1,14 +1,15 @@
 """A finished run read back: its synthetic cells beside the real cells that it learnt from and those it never saw."""
 
 import json
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 import anndata
+import numpy as np
 import pandas as pd
 from anndata import AnnData
+from scipy import sparse
 
 from common.checks import not_finite, reading
 from common.data import CellSource, load_cells
@@ -36,18 +37,21 @@ class Run:
     """the table of seeds.csv, for a generator that has seeds"""
     labels: Literal["given", "classifier"] = "given"
     """whether the generator is told the type to make, or a classifier labels what it made"""
-    data: Mapping[str, str] = field(default_factory=dict)
-    """SHA-256 of the real cells, by file"""
 
     @property
     def made_of(self) -> str:
-        """What the run was made of, see `made_of`."""
-        return made_of(self.data, self.params)
+        """Checksum of all that a row depends on but the code: cells, types, split, what is rare, hyperparameters.
 
-
-def made_of(data: Mapping[str, str], params: Mapping[str, Any]) -> str:
-    """Return a checksum of data and hyperparameters, by which tables know whether their rows are of today's run."""
-    return digest(json.dumps([data, params], sort_keys=True).encode())[:12]
+        Tables know by it whether their rows are of this run. Two runs on one file with other labels, or another layer
+        of it, differ.
+        """
+        parts = [json.dumps([self.params, self.rare_threshold], sort_keys=True).encode()]
+        for cells in (self.train, self.held):
+            X = sparse.csr_matrix(cells.X)
+            names = [*cells.obs_names, *cells.obs["cell_type"].astype(str), *cells.var_names, str(cells.uns["scale"])]
+            arrays = (X.data, X.indices.astype(np.int64), X.indptr.astype(np.int64))
+            parts += ["\n".join(names).encode(), *(array.tobytes() for array in arrays)]
+        return digest(*parts)[:12]
 
 
 def read_record(folder: Path) -> dict[str, Any]:
@@ -172,5 +176,5 @@ def load_run(folder: Path, *, needs_held: bool = True) -> Run:
         folder=folder, dataset=dataset, method=method, seed=seed, split=split, params=record["params"],
         rare_threshold=record["params"].get("rare_threshold", record.get("rare_threshold")),
         train=real[~is_held].copy(), held=real[is_held].copy(), synthetic=synthetic, seeds=seeds,
-        labels=record.get("labels", "given"), data=record["sha256"],
+        labels=record.get("labels", "given"),
     )  # fmt: skip

@@ -28,6 +28,7 @@ from rich.table import Table
 from common.cli import Reporter, console, progress_bar, run_script, silent, speaking
 from common.data import CellSource
 from common.device import choose_device
+from common.disk import is_on_disk
 from common.errors import UserError
 from common.generation import (
     GeneratorArgs,
@@ -220,7 +221,7 @@ def _train_and_draw(args: Args, argv: list[str], team: Team) -> None:
     with claimed(folder) if team.leads else nullcontext():
         identity = _identity(cells, args, params, device)
         run = ResumableRun(folder, identity, resume=args.resume and team.leads, writes=team.leads)
-        if isinstance(params, PaperParams) and device.type == "cpu":
+        if isinstance(params, PaperParams) and device.type == "cpu" and not is_on_disk(cells.X):  # which `fit` refuses
             _warn_of_hours(cells, params)
         with progress_bar() as report, run.stoppable():
             model = fit(
@@ -243,7 +244,8 @@ def _train_and_draw(args: Args, argv: list[str], team: Team) -> None:
         ))  # fmt: skip
         run.forget()
     console.print(_summary(model, drawn))
-    judged = "held-back" if params.gat_validation else "training"
+    sizes = cells.obs["cell_type"].value_counts()
+    judged = "held-back" if (params.gat_validation * sizes >= 1).any() else "training"
     console.print(f"the attention network knows the type of {model.accuracy:.0%} of its {judged} cells")
     seconds = sum(stage["seconds"] for stage in clock.stages.values())
     written = f"wrote cells, seeds, losses, model and run.json to {folder} in {seconds:.0f} s"

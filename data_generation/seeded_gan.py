@@ -360,7 +360,7 @@ class Training:
         self.share = len(self.mine) / self.n_rows
         self.steps_per_epoch = count_steps(cells.n_cells, params)
         self.anchor_steps = count_anchor_steps(cells.n_cells, params)
-        self.warmup_steps = min(params.warmup_epochs * self.steps_per_epoch, params.anchor_steps // 10)
+        self.warmup_steps = min(params.warmup_epochs * self.steps_per_epoch, self.anchor_steps // 10)
         self.total_steps = self.anchor_steps + params.critic_steps
 
     def _batch(self) -> tuple[Tensor, Tensor]:

@@ -289,6 +289,17 @@ def test_ranks_as_tables(tmp_path):
         rank_methods.main(["--table", str(tmp_path / "long.csv"), "--group", "nobody", "--out", str(tmp_path)])
 
 
+def test_ranks_are_of_one_split(tmp_path, capsys):
+    split = [long_table({"a": 0.6, "b": 0.7}).assign(split=name) for name in ("500 genes", "1000 genes")]
+    pd.concat(split).to_csv(tmp_path / "long.csv", index=False)
+    flags = ["--table", str(tmp_path / "long.csv"), "--out", str(tmp_path)]
+    with pytest.raises(SystemExit):
+        rank_methods.main(flags)
+    assert "choose one with --split" in capsys.readouterr().err
+    rank_methods.main([*flags, "--split", "500 genes"])
+    assert set(pd.read_csv(tmp_path / "ranks.csv")["split"].dropna()) == {"500 genes"}
+
+
 def test_ranks_are_among_all_methods_or_none(tmp_path, capsys):
     """On a seed that few were judged on every place is a good one."""
     alone = long_table({"a": 0.9}, seed=1)

@@ -193,6 +193,16 @@ def test_controls_of_other_cells_are_judged_again(toy_runs, tmp_path):
         pd.testing.assert_frame_equal(rows.reset_index(drop=True), expected.reset_index(drop=True))
 
 
+def test_controls_of_other_labels_on_the_same_file_are_judged_again(toy_runs, tmp_path):
+    """The table has them under the same data set, split, seed and method."""
+    run = load_run(toy_runs / "seed0")
+    labels = run.train.obs["cell_type"].astype(str).replace({"NK": "T"})
+    train = AnnData(run.train.X, obs=labels.to_frame("cell_type"), var=run.train.var, uns=run.train.uns)
+    others = replace(run, train=train)
+    assert run.made_of == load_run(toy_runs / "seed0").made_of != others.made_of
+    assert replace(run, rare_threshold=9).made_of != run.made_of != replace(run, params={}).made_of
+
+
 def test_controls_are_judged_again_for_metrics_that_the_table_lacks(toy_runs, tmp_path, small_forests):
     for families in (["clustering"], ["clustering", "privacy"]):
         rows = judge([toy_runs / "seed0"], tmp_path / "t.csv", judge=partial(evaluate, families=families))

@@ -202,3 +202,9 @@ def test_shortfall_of_each_direction():
     assert higher.shortfall(1.5) == 0.5
     assert near.shortfall(1.25) == near.shortfall(0.75) == 0.25
     assert np.isnan(near.shortfall(float("nan")))
+
+
+def test_of_fewer_cells_than_folds_a_forest_says_nothing():
+    rng = np.random.default_rng(0)
+    few, many = rng.normal(size=(4, 3)), rng.normal(size=(20, 3))
+    assert np.isnan(forest(few, many)) and np.isnan(forest(many, few)) and not np.isnan(forest(many, many))

@@ -531,6 +531,12 @@ def test_dry_run(capsys, h5ad, tmp_path, monkeypatch, preset):
     assert contents(tmp_path) == before and not out.exists()
 
 
+def test_dry_run_of_a_stage_whose_last_step_is_told_twice(capsys, h5ad, tmp_path):
+    flags = ["--input", str(h5ad), "--out", str(tmp_path / "run"), "--gat-networks", "3", "--gat-epochs", "10"]
+    told = json_of(capsys, lambda: garage.main([*TINY, *flags, "--dry-run", "--json"]))
+    assert told["estimate"]["seconds"] > 0
+
+
 def test_what_cannot_be_rehearsed(capsys, finished, h5ad, tmp_path):
     assert "--from trains nothing" in refused(capsys, "--from", finished, "--dry-run")
     (tmp_path / "file").touch()

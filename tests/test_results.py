@@ -6,7 +6,16 @@ import pytest
 from scipy.stats import ttest_1samp
 
 from common.errors import UserError
-from common.results import COLUMNS, differences, over_datasets, read_results, record, summarise
+from common.results import (
+    COLUMNS,
+    differences,
+    keep_other_datasets,
+    of_one_split,
+    over_datasets,
+    read_results,
+    record,
+    summarise,
+)
 
 
 def rows(method="a", seed=0, value=1.0, metric="m", group="all cells"):
@@ -31,6 +40,22 @@ def test_other_metrics_of_the_run_are_kept(tmp_path):
     record(tmp_path / "t.csv", rows(metric="m"))
     record(tmp_path / "t.csv", rows(metric="k"))
     assert len(read_results(tmp_path / "t.csv", made_by="x")) == 2
+
+
+def test_one_split_of_several_is_chosen(tmp_path):
+    both = pd.concat([rows(), rows().assign(split="third")])
+    assert of_one_split(both, "third", tmp_path)["split"].tolist() == ["third"]
+    assert len(of_one_split(pd.concat([rows(), rows("b")]), None, tmp_path)) == 2
+    with pytest.raises(UserError, match="has d in several splits: choose one with --split, of 'half', 'third'"):
+        of_one_split(both, None, tmp_path)
+
+
+def test_data_sets_that_a_command_was_not_given_stay_in_its_table(tmp_path):
+    path = tmp_path / "t.csv"
+    assert keep_other_datasets(path, rows()).equals(rows())
+    pd.concat([rows(value=1.0), rows().assign(dataset="e")]).to_csv(path, index=False)
+    found = keep_other_datasets(path, rows(value=2.0))
+    assert found.set_index("dataset")["value"].to_dict() == {"d": 2.0, "e": 1.0} and len(found) == 2
 
 
 def test_summary_is_mean_and_sample_sd_and_counts_gaps():

@@ -117,12 +117,14 @@ def forest_scores(real: np.ndarray, synthetic: np.ndarray, *, seed: int) -> tupl
     Parameters
     ----------
     real, synthetic
-        Shape (n_cells, n_features), real cells that the generator has not seen; five cells each at least.
+        Shape (n_cells, n_features), real cells that the generator has not seen.
 
     Returns
     -------
-    For real, then synthetic cells, shape (n_cells,).
+    For real, then synthetic cells, shape (n_cells,). NaN if there are fewer cells than folds of either.
     """
+    if min(len(real), len(synthetic)) < N_FOLDS:
+        return np.full(len(real), np.nan), np.full(len(synthetic), np.nan)
     X = np.concatenate([real, synthetic])
     is_synthetic = np.repeat([0, 1], [len(real), len(synthetic)])
     forest = RandomForestClassifier(N_TREES, n_jobs=-1, random_state=seed)
@@ -132,7 +134,11 @@ def forest_scores(real: np.ndarray, synthetic: np.ndarray, *, seed: int) -> tupl
 
 
 def auroc(negatives: np.ndarray, positives: np.ndarray) -> float:
-    """Area under the ROC curve: chance that a positive scores above a negative, ties counting half. NaN without any."""
+    """Area under the ROC curve: chance that a positive scores above a negative, ties counting half.
+
+    Scores that are NaN do not count; NaN if there are none left of either.
+    """
+    negatives, positives = negatives[~np.isnan(negatives)], positives[~np.isnan(positives)]
     if not len(negatives) or not len(positives):
         return float("nan")
     labels = np.repeat([0, 1], [len(negatives), len(positives)])

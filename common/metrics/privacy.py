@@ -165,7 +165,7 @@ def _distances(group: str, mine: np.ndarray, unused: np.ndarray, near: float) ->
 
 def _attack(used: np.ndarray, unused: np.ndarray) -> float:
     """Take the nearer for used."""
-    return auroc(-unused[~np.isnan(unused)], -used[~np.isnan(used)])
+    return auroc(-unused, -used)
 
 
 def _compare(to_synthetic: np.ndarray, to_real: np.ndarray) -> np.ndarray:
