@@ -178,8 +178,8 @@ class SelectionParams(Params):
     rare_only: bool = False
     """take seeds from rare types only"""
     seeds_by: Literal["attention", "random", "degree", "k_centre"] = "attention"
-    """what makes a cell a seed; the others are there to be compared with attention: chance, cells that listen to it,
-    or distance from the seeds so far (farthest-first)"""
+    """how seeds are chosen; the others serve as comparisons: by chance, by how many cells listen to a cell, or by
+    distance from the seeds so far (farthest-first)"""
 
 
 CalibrateOn = Literal["auto", "counts", "normalised"]
@@ -224,15 +224,15 @@ class GarageParams(SelectionParams):
     ema_decay: Annotated[float, Range(0, 1)] = 0.995
     """decay of the moving average of the generator's weights, from which cells are drawn"""
     latent_spread: Annotated[float, POSITIVE] = 1.2
-    """spread of the noise rows' latent vectors, in standard deviations of the training cells' posteriors: the decoder
-    learns less of a type's variation than there is"""
+    """spread of the noise rows' latent vectors, in standard deviations of the training cells' posteriors; compensates
+    for a decoder that underestimates the variation within types"""
     calibrate: bool = True
     """bring each gene's marginal distribution in each type to that of the training cells"""
     calibrate_on: CalibrateOn = "auto"
     """for counts: what is brought to the training cells' distribution; auto takes normalised values for read counts"""
     calibrate_detection: bool = True
-    """let a cell's genes have so much in common that the number of detected genes scatters within types as in the
-    training cells; not where counts are calibrated as they are, as their library size sees to it"""
+    """add a component shared by all genes of a cell, so that the number of detected genes varies within types as in the
+    training cells; not used where counts are calibrated as they are, for library size accounts for it there"""
     calibration_prior: Annotated[float, Range(0)] = 2.0
     """cells' worth of trust in the network's own marginals; types with few cells lean on it"""
     calibration_cells: Annotated[int, Range(2)] = 1000

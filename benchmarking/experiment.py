@@ -30,8 +30,8 @@ class MatrixArgs:
     """seeds 0, 1, ...: each splits the cells anew"""
     holdout: float = 0.5
     """share of each type's cells that generators do not see and are judged by"""
-    n_top_genes: int = 1000
-    """variable genes, chosen on the training cells"""
+    n_top_genes: int | None = 1000
+    """variable genes, chosen on the training cells; None, as scaled values need it, keeps all"""
     jobs: int = 2
     """processes at a time; the processor's cores are shared out among them"""
     again: bool = False

@@ -74,7 +74,7 @@ class Args:
     """names of config.py, or paths of h5ad files with obs['cell_type']"""
     trials: int = 6
     """configurations of each method, the first is preset `tuned`"""
-    n_top_genes: int = 1000
+    n_top_genes: int | None = 1000
     """variable genes, chosen on the training cells"""
     jobs: int = 2
     """processes at a time"""

@@ -79,7 +79,7 @@ class Memory:
         return rows
 
     def whole(self, x: Tensor) -> Tensor:
-        """Bring generated log values (n_cells, n_genes) near to what `back` makes of them, for a network to judge.
+        """Approximate `back` differentiably for generated log values (n_cells, n_genes): what a critic is to judge.
 
         Negative values become 0. Counts, at the median library size, become whole numbers, up or down at random; the
         rounding passes the gradient on as if it had not been.

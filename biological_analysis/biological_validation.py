@@ -1,9 +1,9 @@
 """Is attention enriched in rare types and their markers, and do synthetic cells express them (paper, "Validation")?
 
-Real cells. Attention is learnt from the types that it is then tested on, and rare types weigh more in learning. What it
-owes to that is told by other scores of the same cells, tested alike: attention without the priority of rare types;
-without weighing the types alike either; learnt from shuffled types; how many cells listen to a cell; chance. The fifth
-of the training cells with the highest score is HIGH, and for each score it is asked
+Real cells. Attention is learnt from the types that it is then tested on, and rare types weigh more in learning. To
+separate that effect, the same tests are run on control scores of the same cells: attention without the priority of rare
+types; without weighing the types alike either; learnt from shuffled types; how many cells listen to a cell; chance. The
+fifth of the training cells with the highest score is HIGH, and for each score it is asked
 
 - of each type, whether HIGH has more of its cells than the rest (Fisher's exact test, two-sided);
 - of each marker, whether HIGH expresses it more than the rest (Wilcoxon's rank sum, two-sided): over all cells, where

@@ -34,9 +34,10 @@ def make_judge(source: MarkerSource) -> Callable[[Run], pd.DataFrame]:
     level_correlation
         Of the mean levels over the markers of a type (Pearson), at most 1, higher is better.
 
-    A type that is not drawn expresses nothing. n is the number of held-out cells: of few, rates and levels are known
-    badly, as the control `real_half`, the training cells themselves, shows. Markers that were chosen on these cells are
-    a little stronger there than in other cells, so a generator that learnt less of the chance in them can come nearer.
+    A type that is not drawn expresses nothing. n is the number of held-out cells: of few, rates and levels are
+    imprecise, as the control `real_half`, the training cells themselves, shows. Markers that were chosen on these cells
+    are a little stronger there than in other cells, so a generator that learnt less of the chance in them can come
+    nearer.
     """
     told: set[str] = set()
 

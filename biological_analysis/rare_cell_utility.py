@@ -194,7 +194,7 @@ def _keepable(run: Run, name: str, keep: Sequence[int]) -> list[int]:
     return [k for k in keep if k < _sizes(run.train)[name]]
 
 
-def take_away(job: Job, name: str, keep: int, n_top_genes: int) -> tuple[Run, AnnData]:
+def take_away(job: Job, name: str, keep: int, n_top_genes: int | None) -> tuple[Run, AnnData]:
     """Take training cells of a type away, then choose genes.
 
     Parameters
@@ -217,14 +217,14 @@ def take_away(job: Job, name: str, keep: int, n_top_genes: int) -> tuple[Run, An
 
 @lru_cache(maxsize=8)  # methods on one split come one after another
 def _take_away(
-    source: CellSource, holdout: float, seed: int, name: str, keep: int, n_top_genes: int
+    source: CellSource, holdout: float, seed: int, name: str, keep: int, n_top_genes: int | None
 ) -> tuple[Run, AnnData]:
     run = split_of(Job(replace(source, n_top_genes=None), holdout, seed, REAL_ONLY, REAL_ONLY))
     train = run.train[np.argsort(run.train.obs_names)]
     members = np.random.default_rng(seed).permutation(np.flatnonzero(types_of(train) == name))
     is_removed = np.isin(np.arange(train.n_obs), members[keep:])
     reduced, removed = train[~is_removed].copy(), train[is_removed]
-    genes = select_genes(reduced, n_top_genes)
+    genes = reduced.var_names if n_top_genes is None else select_genes(reduced, n_top_genes)
     reduced, removed, held = (cells[:, genes].copy() for cells in (reduced, removed, run.held))
     split = describe_split(holdout, len(genes), None)
     return replace(run, train=reduced, held=held, synthetic=reduced, split=split), removed

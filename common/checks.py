@@ -27,7 +27,7 @@ def existing(path: Path) -> Path:
     """
     if not path.exists():
         nearby = [other.name for other in path.parent.iterdir()] if path.parent.is_dir() else []
-        raise UserError(f"{path} does not exist: mend the path{nearest(path.name, nearby)}")
+        raise UserError(f"{path} does not exist: correct the path{nearest(path.name, nearby)}")
     return path
 
 

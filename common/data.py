@@ -153,7 +153,7 @@ def select_genes(cells: AnnData, n_top_genes: int) -> pd.Index:
     if n_top_genes < 1:
         raise UserError(f"--n-top-genes is {n_top_genes}: give at least 1")
     if cells.uns["scale"] == "scaled":
-        raise UserError("variable genes cannot be told by scaled values: leave out --n-top-genes")
+        raise UserError("scaled values do not tell variable genes: leave out --n-top-genes, or give --n-top-genes None")
     if n_top_genes >= cells.n_vars:
         return cells.var_names
     X = map_rows(lambda block: to_log(block, cells.uns["scale"], TARGET_SUM), cells.X)

@@ -39,7 +39,7 @@ def is_on_disk(X: np.ndarray | sparse.spmatrix) -> bool:
 
 
 def check_indices(X: sparse.csr_matrix | sparse.csc_matrix) -> None:
-    """Make sure that a matrix of a file that may be damaged points at nothing but itself: scipy would follow and crash.
+    """Make sure that a matrix of a file that may be damaged has valid indices: scipy would read out of bounds.
 
     Raises
     ------

@@ -1,6 +1,6 @@
 """The folder of a run: every file appears whole or not at all, `run.json` last; a killed run can go on.
 
-What stands in the folder is DESIGN's contract of a generator, documented in the README.
+docs/results.md says what stands in it.
 """
 
 import contextlib
@@ -232,8 +232,8 @@ def read_tensors(path: Path) -> dict[str, Any]:
 def _hold(n_bytes: int, path: Path) -> IO[bytes]:
     """Take room on the disk for a file to grow by so much, until what is returned is closed.
 
-    HDF5 is to find room whenever it writes: if not, it tries again for as long as it lives, prints what it thinks, and
-    may crash.
+    HDF5 must never meet a full disk while it writes: it would retry until the process ends, print errors and perhaps
+    crash.
     """
     held = tempfile.TemporaryFile(dir=path.parent, buffering=0)  # noqa: SIM115, the caller closes it
     held.seek(path.stat().st_size if path.exists() else 0)
@@ -244,7 +244,7 @@ def _hold(n_bytes: int, path: Path) -> IO[bytes]:
 
 
 def _map_large_arrays() -> None:
-    """Let no holes grow where arrays of varying size come and go, a kilobyte a cell; costs a quarter of drawing's time.
+    """Avoid fragmentation by arrays of varying size, about 1 kB a cell drawn; slows drawing by a quarter.
 
     By default glibc raises the size from which memory is mapped to what was freed last. Other C libraries stay as they
     are. It lasts as long as the process.

@@ -64,7 +64,7 @@ def check_scale(X: np.ndarray | sparse.spmatrix, scale: Scale) -> None:
         return
     negative = sum(int((values < 0).sum()) for values in value_blocks(X))
     if negative:
-        raise UserError(f"--scale {scale} but {negative} values are negative: give --scale scaled, or mend the matrix")
+        raise UserError(f"--scale {scale} but {negative} values are negative: give --scale scaled, or correct them")
     for values in value_blocks(X):
         if scale == "counts" and (broken := _fractions(values)).size:
             raise UserError(

@@ -114,7 +114,7 @@ def read_expression(path: Path, *, header: bool | None = None, index: bool | Non
         cells.obs_names = names
     if header:
         if len(top) not in (n_columns, n_columns + index):
-            raise UserError(f"{path} has {len(top)} names in its header for {n_columns} columns: mend the header")
+            raise UserError(f"{path} has {len(top)} names in its header for {n_columns} columns: correct the header")
         cells.var_names = top[-n_columns:]
     if recognised:
         _check_names(path, cells.X, header, index)

@@ -482,7 +482,7 @@ def seed_scores(
 
 
 def choose_seeds(scores: np.ndarray, types: np.ndarray, is_rare: np.ndarray, params: SelectionParams) -> np.ndarray:
-    """Choose ceil(leakage x n_cells) seeds: in each type those of highest score, as many as its quota.
+    """Choose ceil(leakage x n_cells) seeds, at least one a type: those of highest score, by the type's quota.
 
     Parameters
     ----------

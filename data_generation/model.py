@@ -138,6 +138,8 @@ def fit(
     scale: Scale = cells.uns["scale"]
     if cells.n_obs < params.neighbors:
         notes.append(f"{cells.n_obs} cells are fewer than {params.neighbors} neighbours: the graph joins them all")
+    if isinstance(params, PaperParams):
+        notes.append("model.pt of preset paper holds the expression of its seed cells: treat it as the real cells")
     type_names, types = np.unique(cells.obs["cell_type"].astype(str), return_inverse=True)
     order = _canonical_order(cells.X, types)
     X, types = take(cells.X, order), types[order]
@@ -260,7 +262,7 @@ def check_proportions(proportions: dict[str, float], types: list[str]) -> None:
 def sample_blocks(
     model: Garage, n_cells: int, *, cell_type: str | None = None, proportions: dict[str, float] | None = None, seed: int
 ) -> Iterator[AnnData]:
-    """Draw synthetic cells block by block, so that any number of them fits into memory.
+    """Draw synthetic cells block by block, so that with preset `garage` any number of them fits into memory.
 
     Parameters, blocks and errors as of `sample`, which returns the same cells together.
     """

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-from conftest import make_toy
+from conftest import make_toy, on_scale
 
 from analysis import rank_methods
 from benchmarking import run_benchmark, search
@@ -130,6 +130,12 @@ def test_what_was_made_of_other_cells_or_is_gone_is_made_anew(matrix, tmp_path):
     _split.cache_clear()  # as for a command of its own
     _, told, table = matrix("gan", "real_half")
     assert "2 judged, 0 known" in told and (table["n"].max() < first["n"].max())
+
+
+def test_scaled_cells_keep_all_genes_on_request(matrix, tmp_path):
+    on_scale(make_toy(), "scaled").write_h5ad(tmp_path / "toy.h5ad")
+    code, _, table = matrix("real_half", flags=["--n-top-genes", "None"])
+    assert code == 0 and set(table["split"]) == {"holdout 0.5, 20 genes"}
 
 
 def test_rows_of_other_splits_are_not_shown(matrix, tmp_path):

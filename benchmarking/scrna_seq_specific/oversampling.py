@@ -34,8 +34,8 @@ def oversample(data: TrainingCells, seed: int) -> TrainingCells:
 def sample(model: Unconditional, n_cells: int, *, cell_type: str | None = None, seed: int) -> AnnData:
     """Draw cells in the composition of the training cells, by their labels, or of one type.
 
-    The generator makes all types alike often; taking as many of each as are wanted undoes that. In place of a type of
-    which it makes too few stand cells as they come. Errors as of `benchmarking.baseline.sample`.
+    The generator makes types about equally often, so as many of each as are wanted are taken. Missing cells of a type
+    are replaced by cells of any type. Errors as of `benchmarking.baseline.sample`.
     """
     if cell_type is not None:
         return baseline.sample(model, n_cells, cell_type=cell_type, seed=seed)

@@ -70,7 +70,7 @@ METRICS: dict[str, Metric] = {
     ),
     "density_pcs": Metric(
         "density", "fidelity", "near", 1, 0, math.inf, "Naeem 2020",
-        "How dense synthetic cells are where held-out ones live. Above 1 they crowd in the midst, below 1 they stray.",
+        "How dense synthetic cells are where held-out ones are. Above 1 they crowd in the centre, below 1 they stray.",
     ),
     "coverage_pcs": Metric(
         "coverage", "fidelity", "higher", 1, 0, 1, "Naeem 2020",
