@@ -8,7 +8,8 @@ was judged are left out: places among few are better than among many.
 Run:    python analysis/rank_methods.py
 Reads:  results/tables/benchmark.csv, or any long table (--table)
 Writes: results/tables/ranks.csv: dataset ("all" for the mean over data sets), split, method, family ("all" for the mean
-        over families), mean, sd and seeds; ranks.md, a table of it
+        over families), mean, sd and seeds, and of the means over all, behind, low and high: how far behind the first,
+        with a 95 % interval over data sets; ranks.md, a table of it
 """
 
 from collections.abc import Mapping, Sequence
@@ -24,7 +25,7 @@ from benchmarking.controls import PURE_CONTROLS
 from common.cli import console, errors, run_script
 from common.errors import UserError
 from common.metrics.catalogue import ALL, METRICS, Family
-from common.results import of_one_split, read_results
+from common.results import differences, of_one_split, over_datasets, read_results
 from common.run import atomic, write_table
 from common.summary import UNTOLD, UNTOLD_NOTE, mark_untold, markdown_table, order_methods
 from config import RESULTS_DIR
@@ -54,9 +55,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     args: Args = tyro.cli(Args, args=argv, description=__doc__, config=(tyro.conf.OmitArgPrefixes,))
     table = read_results(args.table, made_by="python benchmarking/run_benchmark.py")
     table = comparable(of_one_split(table[table["group"] == args.group], args.split, args.table))
-    ranks = summarise_ranks(rank(table, args.families))
-    if ranks.empty:
+    of_seeds = rank(table, args.families)
+    if of_seeds.empty:
         raise UserError(f"{args.table} has no metric of {args.group} in {', '.join(args.families)}: choose others")
+    ranks = summarise_ranks(of_seeds).merge(find_gaps(of_seeds), how="left")
     write_table(args.out / "ranks.csv", ranks)
     with atomic(args.out / "ranks.md") as part:
         part.write_text(as_markdown(ranks, args.group, mark_untold(table)))
@@ -142,6 +144,22 @@ def summarise_ranks(ranks: pd.DataFrame) -> pd.DataFrame:
     return both.groupby(by, sort=False)["rank"].agg(mean="mean", sd="std", seeds="count").reset_index()
 
 
+def find_gaps(ranks: pd.DataFrame) -> pd.DataFrame:
+    """Tell how far methods are behind the first in mean rank, data set by data set.
+
+    Returns
+    -------
+    Columns dataset and family, both "all", method, behind, and low and high, the ends of a 95 % interval over data sets
+    (Student's t; NaN for one data set). The first itself is not in it.
+    """
+    over_all = ranks[ranks["family"] == EVERY]
+    means = over_all.groupby(["method", "dataset"])["rank"].mean().groupby("method").mean()
+    first = means.drop([name for name in means.index if name in PURE_CONTROLS]).idxmin()
+    table = over_all.rename(columns={"rank": "value"}).assign(group=EVERY, metric="rank")
+    found = over_datasets(differences(table, str(first), overlap=0)).rename(columns={"mean": "behind"})
+    return found.assign(dataset=EVERY, family=EVERY)[["dataset", "family", "method", "behind", "low", "high"]]
+
+
 def as_markdown(ranks: pd.DataFrame, group: str, shown: Mapping[str, str]) -> str:
     """Return one table: methods by their mean rank over data sets, controls last; families, then data sets.
 
@@ -163,18 +181,30 @@ def as_markdown(ranks: pd.DataFrame, group: str, shown: Mapping[str, str]) -> st
         row = means.loc[(*column, method)]
         return f"{row['mean']:.1f}" + ("" if np.isnan(row["sd"]) else f" ± {row['sd']:.1f}")
 
+    def gap(method: str) -> str:
+        row = means.loc[(EVERY, EVERY, method)]
+        if np.isnan(row["behind"]):
+            return ""
+        return f"{row['behind']:.1f}" + ("" if np.isnan(row["low"]) else f" [{row['low']:.1f}, {row['high']:.1f}]")
+
+    def line(method: str, name: str) -> list[str]:
+        shown_ranks = [cell(method, column) for column in columns.values()]
+        return [name, shown_ranks[0], gap(method), *shown_ranks[1:]]
+
     controls = [name for name in order_methods(over_all.index, PURE_CONTROLS) if name in PURE_CONTROLS]
-    body = [[shown[name], *(cell(name, column) for column in columns.values())] for name in own.index]
+    body = [line(name, shown[name]) for name in own.index]
     if controls:
-        body.append(["*controls*", *[""] * len(columns)])
-    body += [[name, *(cell(name, column) for column in columns.values())] for name in controls]
+        body.append(["*controls*", *[""] * (len(columns) + 1)])
+    body += [line(name, name) for name in controls]
     seeds = ranks.loc[ranks["dataset"] != EVERY, "seeds"].max()
     note = f" {UNTOLD_NOTE}" if any(UNTOLD in name for name in shown.values()) else ""
     caption = (
         f"Mean rank of {len(own)} methods, {group}, 1 is best: mean ± sd over {seeds} seeds. `{EVERY}`: families weigh "
-        f"alike; right of the families, each data set. Controls do not compete.{note}"
+        f"alike; `behind`: the first, with a 95 % interval over data sets; right of the families, each data set. "
+        f"Controls do not compete.{note}"
     )
-    return f"{caption}\n\n" + markdown_table(["method", *columns], body)
+    head = ["method", EVERY, "behind", *(name for name in columns if name != EVERY)]
+    return f"{caption}\n\n" + markdown_table(head, body)
 
 
 if __name__ == "__main__":

@@ -288,8 +288,11 @@ def test_ranks_as_tables(tmp_path):
     assert found.loc[("all", "a", "all"), "seeds"] == 2
     text = (tmp_path / "ranks.md").read_text()
     lines = [line for line in text.splitlines() if line.startswith("|")]
-    assert lines[0] == "| method | all | fidelity | d | e |"
-    assert lines[2].startswith("| a | 1.1 ± 0.2 |") and lines[3].startswith("| b |")
+    assert lines[0] == "| method | all | behind | fidelity | d | e |"
+    # b is 1 behind on d; on e's first seed it is first in one of two metrics: .5 behind on average
+    assert lines[2].startswith("| a | 1.1 ± 0.2 |  |") and lines[3].startswith("| b | 1.9 ± 0.2 | 0.8 [-2.4, 3.9] |")
+    gaps = found.loc[("all", "b", "all"), ["behind", "low", "high"]]
+    assert gaps.tolist() == pytest.approx([0.75, 0.75 - 12.706 * 0.25, 0.75 + 12.706 * 0.25], abs=1e-3)
     assert lines[4].startswith("| *controls* |") and lines[5].startswith("| real_half |")
     with pytest.raises(SystemExit):
         rank_methods.main(["--table", str(tmp_path / "long.csv"), "--group", "nobody", "--out", str(tmp_path)])
