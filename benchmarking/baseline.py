@@ -33,6 +33,7 @@ from common.device import Device, choose_device
 from common.errors import UserError
 from common.generation import (
     GeneratorArgs,
+    check_replaceable,
     check_seed,
     draw_from,
     finish,
@@ -301,6 +302,7 @@ def script(
             cells, held = load_split(args.source, args.holdout, args.split_by)
         name = args.name or (method if args.preset == "tuned" else f"{method}_{args.preset}")
         folder = folder_of(args.out, cells.uns["dataset"], name, args.seed)
+        check_replaceable(args, folder, cells)
         n_cells, device = cells.n_obs if args.n_cells is None else args.n_cells, choose_device(args.device)
         Frame.of(cells).check(n_cells, args.cell_type)
         learn = partial(fit, cells, args.params, seed=args.seed, device=args.device)

@@ -30,7 +30,7 @@ from common.cli import Reporter
 from common.data import CellSource
 from common.errors import UserError
 from common.evaluation import evaluate
-from common.generation import folder_of, load_split
+from common.generation import folder_of, forget_result, load_split
 from common.judging import record_run, rows_of
 from common.metrics.catalogue import ALL, METRICS, Computed
 from common.run import Stopwatch
@@ -279,6 +279,7 @@ def _run_script(job: Job, folder: Path, train: AnnData, *, again: bool) -> tuple
 
 def _run_anew(job: Job, folder: Path) -> None:
     script = _module_of(job)
+    forget_result(folder)
     try:
         with (folder / LOG).open("w") as log, redirect_stdout(log), redirect_stderr(log):
             script.main(job.argv)

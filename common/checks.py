@@ -1,9 +1,10 @@
 """What can be wrong with a user's data, each said in one line, and what is merely odd."""
 
 import difflib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any, cast
 
 import numpy as np
 import pandas as pd
@@ -12,8 +13,9 @@ from scipy import sparse
 
 from common.disk import is_on_disk, row_blocks, subset, value_blocks
 from common.errors import UserError, is_out_of_memory
-from common.scale import detect_scale
+from common.scale import Scale, check_scale, detect_scale
 
+MANY_CELLS = 20  # of so many, a type for every second one is no type
 MISSING_LABELS = {"", "na", "n/a", "nan", "none", "null"}
 
 
@@ -116,6 +118,10 @@ def check_labels(labels: Sequence[str], ids: Sequence[str] | None, cells: AnnDat
     UserError
         If number, order or names do not fit, the matrix seems to be transposed, or labels are missing.
     """
+    in_order = "sort the labels like the matrix"
+    shuffled = ids is not None and not is_row_numbers(ids) and is_row_numbers(_sorted_by_number(ids))
+    if shuffled and is_row_numbers(cells.obs_names):
+        raise UserError(f"{origin} numbers the cells, but not in the order of the matrix: {in_order}")
     swapped = "the matrix seems to lie the other way round: give --transpose, or drop it if given"
     if ids is not None and is_row_numbers(ids):
         ids = None
@@ -132,14 +138,23 @@ def check_labels(labels: Sequence[str], ids: Sequence[str] | None, cells: AnnDat
             first = differing[0]
             pair = f"row {first + 1} is '{ids[first]}' there and '{cells.obs_names[first]}' in the matrix"
             if set(ids) == set(cells.obs_names):
-                raise UserError(f"{origin} holds the cells in another order ({pair}): sort the labels like the matrix")
+                raise UserError(f"{origin} holds the cells in another order ({pair}): {in_order}")
             raise UserError(f"{origin} names other cells than the matrix ({pair}): give the same names in both")
+    if len(labels) >= MANY_CELLS and 2 * len(set(labels)) > len(labels):
+        raise UserError(
+            f"{origin} holds {len(set(labels))} different labels for {len(labels)} cells, which are hardly cell types: "
+            "name their column with --label-key"
+        )
     missing = [row for row, label in enumerate(labels) if label.lower() in MISSING_LABELS]
     if missing:
         raise UserError(
             f"{len(missing)} labels are missing in {origin}, the first for cell '{cells.obs_names[missing[0]]}': "
             "fill them in (unknown will do), or leave these cells out"
         )
+
+
+def _sorted_by_number(names: Sequence[str]) -> list[str]:
+    return sorted(names, key=lambda name: (len(name), name))
 
 
 def is_row_numbers(names: Iterable[str]) -> bool:
@@ -188,20 +203,41 @@ def make_learnable(cells: AnnData) -> tuple[AnnData, list[str]]:
     Raises
     ------
     UserError
-        If there are no types, or fewer than two cells.
+        If types, or those of some cells, are missing, values are missing or infinite, names occur twice, `uns["scale"]`
+        contradicts the values, or there are fewer than two cells.
     """
     if "cell_type" not in cells.obs:
         raise UserError("cells have no obs['cell_type']: put the cell types there")
+    if untold := int(cells.obs["cell_type"].isna().sum()):
+        raise UserError(f"{untold} cells have no type in obs['cell_type']: fill it in, or leave these cells out")
+    if cells.isbacked:
+        cells = cells.to_memory()
     X = cells.X
-    if not is_on_disk(X):  # there they have this form already
+    if not is_on_disk(X):  # there they have been read and checked already
         X = sparse.csr_matrix(X, dtype=np.float32, copy=True)
         X.sum_duplicates()
         X.eliminate_zeros()
+        check_matrix(AnnData(X, obs=cells.obs[[]], var=cells.var[[]]))
+        _check_stored_scale(X, cells.uns)
     uns = {**cells.uns, "scale": cells.uns.get("scale") or detect_scale(X)}
     cells, notes = drop_empty_cells(AnnData(X, obs=cells.obs[["cell_type"]], var=cells.var[[]], uns=uns))
     if cells.n_obs < 2:
         raise UserError(f"{cells.n_obs} cells are too few to learn from: give at least two")
     return cells, notes
+
+
+def _check_stored_scale(X: sparse.csr_matrix, uns: Mapping[str, Any]) -> None:
+    """Refuse a `uns["scale"]` of values that were since transformed, as synthetic cells are by scanpy."""
+    stored = uns.get("scale")
+    if stored is None:
+        return
+    advice = "remove uns['scale'], and it is detected, or set it to what the values are now"
+    if not isinstance(stored, str) or (stored in ("counts", "linear") and "log1p" in uns):
+        raise UserError(f"uns['scale'] is {stored!r}, which these values are not any more: {advice}")
+    try:
+        check_scale(X, cast(Scale, stored))
+    except UserError as error:
+        raise UserError(f"uns['scale'] is '{stored}', which these values are not: {advice}") from error
 
 
 def find_oddities(X: sparse.csr_matrix, labels: pd.Series) -> list[str]:
@@ -228,7 +264,9 @@ def find_oddities(X: sparse.csr_matrix, labels: pd.Series) -> list[str]:
     sizes = labels.value_counts()
     tiny = sorted(sizes.index[sizes <= 2])
     if tiny:
-        notes.append(f"{len(tiny)} types have only one or two cells: {', '.join(tiny)}")
+        more = f" and {len(tiny) - 5} more" if len(tiny) > 6 else ""
+        named = ", ".join(tiny[:5] if more else tiny)
+        notes.append(f"{len(tiny)} types have only one or two cells: {named}{more}")
     if len(sizes) == 1:
         notes.append(f"all cells are of one type, '{sizes.index[0]}'")
     return notes

@@ -59,7 +59,7 @@ class CellSource:
     transpose: bool = False
     """the input is genes x cells"""
     layer: str | None = None
-    """layer of the h5ad file to take instead of X"""
+    """layer of the h5ad file to take instead of X; raw, where no layer is called so, means its .raw"""
     n_top_genes: int | None = None
     """keep this many highly variable genes; by default all"""
     cluster: bool = False
@@ -312,16 +312,19 @@ def _read_input(path: Path, layer: str | None, *, on_disk: bool) -> AnnData:
         if path.suffix == ".h5":
             cells = sc.read_10x_h5(path, gex_only=False)
             check_indices(cells.X)
-            if "feature_types" in cells.var:  # antibodies and guides are no genes
-                cells = cells[:, (cells.var["feature_types"] == "Gene Expression").to_numpy()].copy()
+            if "feature_types" in cells.var:
+                cells = cells[:, _is_gene(cells.var["feature_types"], path)].copy()
             cells.var_names_make_unique()
             return cells
         if on_disk:
             return read_on_disk(path, layer)
         cells = anndata.read_zarr(path) if path.suffix == ".zarr" else anndata.read_h5ad(path)
+    if layer == "raw" and layer not in cells.layers and cells.raw is not None:
+        return AnnData(cells.raw.X, obs=cells.obs, var=cells.raw.var[[]])
     if layer:
         if layer not in cells.layers:
-            raise UserError(f"{path} has no layer '{layer}', only {list(cells.layers)}{nearest(layer, cells.layers)}")
+            layers = [*cells.layers, *(["raw"] if cells.raw is not None else [])]
+            raise UserError(f"{path} has no layer '{layer}', only {layers}{nearest(layer, layers)}")
         cells.X = cells.layers[layer]
     if cells.X is None:
         raise UserError(f"{path} has no X: give --layer, one of {list(cells.layers)}")
@@ -345,10 +348,19 @@ def _read_10x_folder(folder: Path) -> AnnData:
         cells.obs_names = barcodes[0].to_numpy()
         cells.var_names = features[min(1, features.shape[1] - 1)].to_numpy()
         cells.var["gene_ids"] = features[0].to_numpy()
-        if features.shape[1] > 2:  # antibodies and guides are no genes
-            cells = cells[:, (features[2] == "Gene Expression").to_numpy()].copy()
+        if features.shape[1] > 2:
+            cells = cells[:, _is_gene(features[2], folder)].copy()
         cells.var_names_make_unique()
     return cells
+
+
+def _is_gene(kinds: pd.Series, path: Path) -> np.ndarray:
+    """Tell which features are genes; antibodies and guides are none."""
+    found: np.ndarray = (kinds == "Gene Expression").to_numpy()
+    if not found.any():
+        there = ", ".join(sorted(set(kinds.astype(str)))[:5])
+        raise UserError(f"{path} has no feature of type 'Gene Expression', only {there}: correct that column")
+    return found
 
 
 def _files_of_10x(folder: Path) -> list[Path]:

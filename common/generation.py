@@ -22,7 +22,16 @@ from common.data import CellSource, load_cells, select_genes, split_cells
 from common.device import Device, choose_device
 from common.disk import subset
 from common.errors import UserError
-from common.run import Stopwatch, check_writable, claimed, environment, file_digest, write_record, write_table
+from common.run import (
+    Stopwatch,
+    check_writable,
+    claimed,
+    environment,
+    file_digest,
+    load_record,
+    write_record,
+    write_table,
+)
 from config import RESULTS_DIR, SEED
 
 P = TypeVar("P")
@@ -135,6 +144,26 @@ def forget_result(folder: Path) -> None:
     """Remove what an earlier run left: until a new one is whole there is no run.json."""
     for old in ("run.json", "heldout.csv", "seeds.csv"):
         (folder / old).unlink(missing_ok=True)
+
+
+def check_replaceable(args: GeneratorArgs, folder: Path, cells: AnnData) -> None:
+    """Make sure that a run without --out does not take the place of one on other data that happen to be called alike.
+
+    Raises
+    ------
+    UserError
+        If it does.
+    """
+    path = folder / "run.json"
+    if args.out is not None or not path.exists():
+        return
+    try:
+        record, source = load_record(path), _absolute(asdict(args.source))
+    except UserError:  # it is damaged: nothing is lost
+        return
+    here, there = (given.get("input") or given.get("expression_csv") for given in (source, record.get("source", {})))
+    if here != there and record.get("sha256") != cells.uns["sha256"]:
+        raise UserError(f"{folder} holds a run on other data, {there}: give --name or --out, or remove it")
 
 
 A = TypeVar("A", bound=GeneratorArgs)

@@ -14,7 +14,7 @@ from scipy import sparse
 from common.checks import not_finite, reading
 from common.data import CellSource, load_cells
 from common.errors import UserError
-from common.run import digest, intact, load_record
+from common.run import digest, file_digest, intact, load_record
 
 
 @dataclass(frozen=True)
@@ -70,7 +70,11 @@ def read_record(folder: Path) -> dict[str, Any]:
         )
     record = load_record(path)
     if "drawn_from" in record:
-        return read_record(Path(record["drawn_from"])) | {"trained_in": record["drawn_from"], "draw": record}
+        trained_in = Path(record["drawn_from"])
+        model = trained_in / "model.pt"
+        if model.exists() and file_digest(model) != record["sha256"]["model.pt"]:
+            raise UserError(f"{trained_in} was made again since {folder} was drawn from it: draw again")
+        return read_record(trained_in) | {"trained_in": record["drawn_from"], "draw": record}
     return record
 
 

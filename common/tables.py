@@ -3,12 +3,13 @@
 The rules by which a layout is recognised:
 
 - separator: whichever of tab, comma and semicolon is most frequent in the first line; white space if none is there;
-- header: the first field of the first line is empty, or most of the others are no numbers;
-- index: the header's first field is empty or missing, or the first field of the first row is no number.
+- header: the first field of the first line is empty or means names (`NAMING`), or most of the others are no numbers;
+- index: the header's first field is empty, missing or means names, or the first field of the first row is no number.
 """
 
 import csv
 import gzip
+import re
 from pathlib import Path
 from typing import TextIO, cast
 
@@ -20,6 +21,12 @@ from scipy import sparse
 from common.checks import check_labels, nearest, reading
 from common.errors import UserError
 
+NAMING = {
+    "barcode", "barcodes", "cell", "cells", "cell_id", "cell_name", "cell_names", "cellid", "ensembl", "ensembl_id",
+    "entrez", "entrez_id", "feature", "feature_id", "gene", "genes", "gene_id", "gene_name", "gene_names", "geneid",
+    "gene_symbol", "id", "ids", "index", "name", "names", "rowname", "rownames", "sample", "symbol",
+}  # fmt: skip
+"""what a column of names is called, in lower case"""
 VALUES_AT_A_TIME = 20_000_000  # a chunk of the text held as numbers, 80 MB, however large the file
 
 
@@ -82,15 +89,16 @@ def read_expression(path: Path, *, header: bool | None = None, index: bool | Non
             first, second = file.readline(), file.readline()
         separator = _separator(first)
         top, row = _fields(first, separator), _fields(second, separator)
+        is_naming = bool(top) and (not top[0] or top[0].strip().lower() in NAMING)
         if header is None:
             texts = sum(not _is_number(field) for field in top[1:])
-            header = bool(top) and (not top[0] or 2 * texts > len(top[1:]))
+            header = bool(top) and (is_naming or 2 * texts > len(top[1:]))
         if not header:
             row = top
         if not row:
             raise UserError(f"{path} is empty: it holds no row of numbers")
         if index is None:
-            index = (header and (not top[0] or len(row) == len(top) + 1)) or not _is_number(row[0] or "nan")
+            index = (header and (is_naming or len(row) == len(top) + 1)) or not _is_number(row[0] or "nan")
         n_columns = len(row) - index
         names: list[str] = []
         blocks = []
@@ -123,15 +131,26 @@ def read_expression(path: Path, *, header: bool | None = None, index: bool | Non
 
 def _check_names(path: Path, X: sparse.csr_matrix, header: bool, index: bool) -> None:
     """Refuse names that are numbers where the rules take them for expression: they would be one gene or cell more."""
-    first_column, first_row = X[:, [0]].toarray().ravel(), X[[0]].toarray().ravel()
-    counts_rows = np.array_equal(first_column - first_column[0], np.arange(len(first_column)))
-    if not index and len(first_column) > 2 and counts_rows and first_column[0] in (0, 1):
-        raise UserError(f"the first column of {path} counts the rows: leave its name empty in the header, or remove it")
-    whole = (first_row > 0) & (first_row == np.rint(first_row))
-    if not header and len(first_row) > 9 and whole.all() and len(set(first_row)) == len(first_row):
+    column, row = X[:, [0]].toarray().ravel(), X[[0]].toarray().ravel()
+    in_order = (np.diff(column) > 0).all() or (np.diff(column) < 0).all()
+    if not index and len(column) > 2 and (_count(column) or (len(column) > 9 and _are_whole(column) and in_order)):
+        raise UserError(
+            f"the first column of {path} seems to number the rows: leave its name empty in the header, or remove it"
+        )
+    if not header and ((len(row) > 4 and _count(row)) or (len(row) > 9 and _are_whole(row) and (row > 0).all())):
         raise UserError(
             f"the first line of {path} seems to name columns by numbers: leave the first of its fields empty"
         )
+
+
+def _count(values: np.ndarray) -> bool:
+    """Tell whether numbers count from 0 or 1."""
+    return values[0] in (0, 1) and np.array_equal(values - values[0], np.arange(len(values)))
+
+
+def _are_whole(values: np.ndarray) -> bool:
+    """Tell whether numbers are whole and all different, as identifiers are."""
+    return bool((values == np.rint(values)).all()) and len(set(values)) == len(values)
 
 
 def _first_text(path: Path, separator: str, header: bool, index: bool) -> str | None:
@@ -141,7 +160,8 @@ def _first_text(path: Path, separator: str, header: bool, index: bool) -> str | 
             fields = _fields(line, separator)
             for column, field in enumerate(fields[index:] if number > header else [], start=1 + index):
                 if field not in ("", "NA", "N/A", "NULL") and not _is_number(field):
-                    return f"'{field}' in line {number}, column {column}"
+                    hint = " (write decimals with a point)" if re.fullmatch(r"-?\d+,\d+", field) else ""
+                    return f"'{field}' in line {number}, column {column}{hint}"
     return None
 
 
@@ -176,7 +196,7 @@ def read_labels(path: Path, key: str, cells: AnnData) -> list[str]:
 
     The first line is a header if the column's name is in it, or if there is one line more than cells and its label
     occurs in no other line. With a header, the labels are the column of that name, or else the last of one or two
-    columns. The first column, if it is another one, names the cells.
+    columns. The cells are named by whichever other column holds their names, or else by the first.
 
     Parameters
     ----------
@@ -221,5 +241,9 @@ def read_labels(path: Path, key: str, cells: AnnData) -> list[str]:
     column = (names.index(key) if key in names else n_columns - 1) + shift
     labels = [row[min(column, len(row) - 1)] for row in rows]
     ids = [row[0] for row in rows] if column > 0 else None
+    for other in set(range(len(rows[0]) if rows else 0)) - {column}:  # names may stand in any column
+        found = [row[min(other, len(row) - 1)] for row in rows]
+        if set(found) == set(cells.obs_names):
+            ids = found
     check_labels(labels, ids, cells, path.name)
     return labels

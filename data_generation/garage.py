@@ -32,6 +32,7 @@ from common.disk import is_on_disk
 from common.errors import UserError
 from common.generation import (
     GeneratorArgs,
+    check_replaceable,
     check_seed,
     draw_from,
     finish,
@@ -102,12 +103,15 @@ def _composition(args: Args, types: list[str]) -> dict[str, float] | None:
         proportions = dict.fromkeys(types, 1.0)
     elif given != "real":
         try:
-            table = pd.read_csv(given)
-            proportions = dict(zip(table["cell_type"].astype(str), table["proportion"].astype(float), strict=True))
+            table = pd.read_csv(given, sep=None, engine="python", skipinitialspace=True)
+            names = table["cell_type"].astype(str).str.strip()
+            proportions = dict(zip(names, table["proportion"].astype(float), strict=True))
         except (OSError, KeyError, ValueError) as error:
             raise UserError(
                 f"--proportions {given} is neither real, uniform, nor a csv file with columns cell_type and proportion"
             ) from error
+        if repeated := names[names.duplicated()].tolist():
+            raise UserError(f"--proportions {given} names {repeated[0]} more than once: give each type one line")
     if proportions is not None:
         check_proportions(proportions, types)
     if args.n_cells is not None and args.n_cells < 1:
@@ -207,6 +211,7 @@ def _train_and_draw(args: Args, argv: list[str], team: Team) -> None:
     device = choose_device(args.device)  # tells before training
     name = args.name or args.preset
     folder = folder_of(args.out, cells.uns["dataset"], name, args.seed)
+    check_replaceable(args, folder, cells)
     _composition(args, sorted(cells.obs["cell_type"].astype(str).unique()))
     report_cells(cells, held)
     if args.dry_run:

@@ -272,7 +272,7 @@ def sample_blocks(
     if cell_type is not None:
         if proportions is not None:
             raise UserError("a cell type and proportions are two compositions: give one of them")
-        proportions = {cell_type: 1.0}
+        proportions = {str(cell_type): 1.0}
     if proportions is not None:
         check_proportions(proportions, model.types)
         weights = np.array([proportions.get(name, 0.0) for name in model.types])
