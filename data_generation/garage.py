@@ -103,7 +103,7 @@ def _composition(args: Args, types: list[str]) -> dict[str, float] | None:
         proportions = dict.fromkeys(types, 1.0)
     elif given != "real":
         try:
-            table = pd.read_csv(given, sep=None, engine="python", skipinitialspace=True)
+            table = pd.read_csv(given)
             names = table["cell_type"].astype(str).str.strip()
             proportions = dict(zip(names, table["proportion"].astype(float), strict=True))
         except (OSError, KeyError, ValueError) as error:

@@ -130,13 +130,74 @@ def test_text_table_of_r(tmp_path, labels):
 
 
 @pytest.mark.parametrize("text", [
-    table(cells=range(N_CELLS)).to_csv(index_label="cell"), table(cells=range(1, N_CELLS + 1)).to_csv(header=False),
-    table(genes=range(7000, 7000 + N_GENES)).to_csv(index_label="cell"),
-    table(genes=range(7000, 7000 + N_GENES)).to_csv(index=False),
+    table(cells=range(N_CELLS)).to_csv(index_label="unknown"), table(cells=range(1, N_CELLS + 1)).to_csv(header=False),
+    table(cells=range(4000, 4000 + N_CELLS)).to_csv(index_label="unknown"),
+    table(genes=range(7000, 7000 + N_GENES)).to_csv(index=False), table(genes=range(N_GENES)).to_csv(index=False),
 ])  # fmt: skip
 def test_numbers_for_names_are_not_taken_for_expression(tmp_path, text):
-    with pytest.raises(UserError, match=r"counts the rows|name columns by numbers"):
+    with pytest.raises(UserError, match=r"number the rows|name columns by numbers"):
         load_cells(CellSource(expression_csv=write(tmp_path / "x.csv", text), cluster=True))
+
+
+@pytest.mark.parametrize("called", ["cell_id", "Barcode", "Geneid", "index"])
+def test_names_that_are_numbers_are_names_in_a_column_called_so(tmp_path, called):
+    cells, genes = (list(map(str, range(start, start + n))) for start, n in ((4000, N_CELLS), (0, N_GENES)))
+    path = write(tmp_path / "x.csv", table(cells=cells, genes=genes).to_csv(index_label=called))
+    found = load_cells(CellSource(expression_csv=path, cluster=True))
+    assert found.obs_names.tolist() == cells and found.var_names.tolist() == [f"gene_{gene}" for gene in genes]
+    np.testing.assert_array_equal(found.X.toarray(), table().to_numpy())
+
+
+def test_decimal_commas_are_told(tmp_path):
+    path = write(tmp_path / "x.csv", "cell;a;b\nx;1,5;2\n")
+    with pytest.raises(UserError, match=r"'1,5' in line 2, column 2 \(write decimals with a point\)"):
+        load_cells(CellSource(expression_csv=path, cluster=True))
+
+
+def test_labels_may_name_the_cells_in_any_column(tmp_path):
+    """As pandas writes them: numbers, barcodes, types; in another order they are refused, never taken by their row."""
+    names, types = table().index, ["A", "B"] * N_CELLS
+    for columns in (["", "barcode", "cell_type"], ["cell_type", "barcode", "n"]):
+        rows = [{"": i, "n": i, "barcode": name, "cell_type": types[i]} for i, name in enumerate(names)]
+        for order, fits in ((rows, True), (rows[::-1], False)):
+            path = write(tmp_path / "labels.csv", pd.DataFrame(order)[columns].to_csv(index=False))
+            source = CellSource(expression_csv=write(tmp_path / "x.csv", table().to_csv()), labels_csv=path)
+            if fits:
+                assert load_cells(source).obs["cell_type"].tolist() == types[:N_CELLS]
+            else:
+                with pytest.raises(UserError, match="in another order"):
+                    load_cells(source)
+
+
+def test_labels_that_number_cells_without_names_come_in_order(tmp_path):
+    path = write(tmp_path / "x.csv", table().to_csv(index=False, header=False))
+    labels = pd.DataFrame({"cell_type": ["A", "B"] * (N_CELLS // 2)}, index=range(1, N_CELLS // 2 * 2 + 1))[:N_CELLS]
+    source = CellSource(expression_csv=path, labels_csv=write(tmp_path / "l.csv", labels.to_csv()))
+    load_cells(source)
+    write(tmp_path / "l.csv", labels[::-1].to_csv())
+    with pytest.raises(UserError, match="not in the order of the matrix"):
+        load_cells(source)
+
+
+def test_raw_may_be_the_layer(tmp_path):
+    cells = AnnData(
+        sparse.csr_matrix(table().to_numpy(np.float32)), obs=pd.DataFrame({"cell_type": list("AB") * (N_CELLS // 2)})
+    )
+    cells.raw = cells
+    cells.X = sparse.csr_matrix(np.log1p(cells.X.toarray()))
+    cells = cells[:, :3].copy()
+    cells.write_h5ad(tmp_path / "x.h5ad")
+    found = load_cells(CellSource(input=tmp_path / "x.h5ad", layer="raw"))
+    assert found.uns["scale"] == "counts" and found.n_vars == N_GENES
+    with pytest.raises(UserError, match=r"only \['raw'\]"):
+        load_cells(CellSource(input=tmp_path / "x.h5ad", layer="counts"))
+
+
+def test_labels_of_which_every_cell_has_its_own_are_no_types(tmp_path):
+    cells = AnnData(np.ones((30, 3), np.float32), obs=pd.DataFrame({"cell_type": [f"c{i}" for i in range(30)]}))
+    cells.write_h5ad(tmp_path / "x.h5ad")
+    with pytest.raises(UserError, match="30 different labels for 30 cells"):
+        load_cells(CellSource(input=tmp_path / "x.h5ad"))
 
 
 def test_names_are_read_as_they_stand_there(tmp_path):

@@ -372,7 +372,10 @@ def test_flags_reach_run_json(h5ad, tmp_path, preset):
 
 @pytest.mark.parametrize("name", CHANGED["garage"])
 def test_every_hyperparameter_acts(finished, h5ad, tmp_path, name):
-    others = ["--calibrate-on", "normalised"] if name == "calibrate_detection" else []  # which UMI counts do without
+    others = {
+        "calibrate_detection": ["--calibrate-on", "normalised"],  # which UMI counts do without
+        "warmup_epochs": ["--anchor-epochs", "20"], "anchor_steps": ["--anchor-epochs", "20"],
+    }.get(name, [])  # fmt: skip
     without = run(tmp_path / "without", h5ad, *others) if others else finished
     run(tmp_path / "with", h5ad, *others, *flag(name, CHANGED["garage"][name]))
     assert result(tmp_path / "with") != result(without)
@@ -537,6 +540,23 @@ def test_dry_run_of_a_stage_whose_last_step_is_told_twice(capsys, h5ad, tmp_path
     assert told["estimate"]["seconds"] > 0
 
 
+def test_a_run_on_other_data_of_the_same_name_is_not_replaced(capsys, h5ad, tmp_path, monkeypatch):
+    """Both would be results/synthetic/toy/garage/seed1."""
+    monkeypatch.setattr(generation, "RESULTS_DIR", tmp_path)
+    (tmp_path / "other").mkdir()
+    other = toy()[:50].copy()
+    other.write_h5ad(tmp_path / "other" / "toy.h5ad")
+    garage.main([*TINY, "--input", str(h5ad)])
+    folder = tmp_path / "synthetic" / "toy" / "garage" / "seed1"
+    before = contents(folder)
+    error = refused(capsys, *TINY, "--input", tmp_path / "other" / "toy.h5ad")
+    assert f"holds a run on other data, {h5ad}: give --name or --out" in error and contents(folder) == before
+    garage.main([*TINY, "--input", str(tmp_path / "other" / "toy.h5ad"), "--name", "mine"])
+    other[:40].copy().write_h5ad(tmp_path / "other" / "toy.h5ad")  # the same file, mended
+    garage.main([*TINY, "--input", str(tmp_path / "other" / "toy.h5ad"), "--name", "mine"])
+    assert record(folder.parents[1] / "mine" / "seed1")["cells"] == 40
+
+
 def test_what_cannot_be_rehearsed(capsys, finished, h5ad, tmp_path):
     assert "--from trains nothing" in refused(capsys, "--from", finished, "--dry-run")
     (tmp_path / "file").touch()
@@ -623,6 +643,7 @@ BAD_COMPOSITIONS = [
     (["--proportions", "cell_type,proportion\nA,0\nB,0\n"], ["all proportions are zero"]),
     (["--proportions", "cell_type,proportion\nAA,1\n"], ["no cell type 'AA'"]),
     (["--proportions", "\0\1\2"], ["columns cell_type and proportion"]),
+    (["--proportions", "cell_type,proportion\nA,1\nA,2\n"], ["names A more than once"]),
     (["--proportions", "\n"], ["columns cell_type and proportion"]),
 ]
 

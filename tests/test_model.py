@@ -6,6 +6,7 @@ from dataclasses import replace
 import anndata
 import numpy as np
 import pytest
+import scanpy as sc
 import torch
 from anndata import AnnData
 from scipy import sparse
@@ -191,6 +192,44 @@ def test_cuda_that_is_not_there_is_told(monkeypatch):
     assert choose_device("auto") == choose_device("cpu") == torch.device("cpu")
     with pytest.raises(UserError, match="--device cpu or auto"):
         choose_device("cuda")
+
+
+def test_cells_that_were_transformed_since_are_not_taken_for_what_they_were(toy, tiny, model):
+    """Synthetic cells say their scale, and scanpy does not change what they say."""
+    drawn = sample(model, 60, seed=0)
+    sc.pp.normalize_total(drawn, target_sum=1e4)
+    with pytest.raises(UserError, match=r"uns\['scale'\] is 'counts', which these values are not: remove"):
+        fit(drawn, tiny, seed=0, device="cpu")
+    drawn.uns["scale"] = "linear"
+    sc.pp.log1p(drawn)
+    with pytest.raises(UserError, match=r"uns\['scale'\] is 'linear', which these values are not any more"):
+        fit(drawn, tiny, seed=0, device="cpu")
+    for odd in ("zscore", {"mean": [1]}, np.ones(3)):
+        with pytest.raises(UserError, match=r"uns\['scale'\] is"):
+            fit(AnnData(toy.X, obs=toy.obs, uns={"scale": odd}), tiny, seed=0, device="cpu")
+    del drawn.uns["scale"]
+    assert fit(drawn, tiny, seed=0, device="cpu").scale == "log"
+
+
+def test_cells_that_cannot_be_learnt_from(toy, tiny):
+    untold, holes = toy.copy(), toy.copy()
+    untold.obs["cell_type"] = untold.obs["cell_type"].where(np.arange(72) > 4)
+    with pytest.raises(UserError, match="5 cells have no type"):
+        fit(untold, tiny, seed=0, device="cpu")
+    holes.X.data[3] = np.nan
+    with pytest.raises(UserError, match="1 values are missing or infinite"):
+        fit(holes, tiny, seed=0, device="cpu")
+    twice = AnnData(toy.X, obs=toy.obs, var=toy.var.set_axis(["g", "g", *toy.var_names[2:]]))
+    with pytest.raises(UserError, match="1 gene names occur more than once"):
+        fit(twice, tiny, seed=0, device="cpu")
+
+
+def test_backed_cells_and_types_that_are_numbers(toy, tiny, model, tmp_path):
+    toy.write_h5ad(tmp_path / "toy.h5ad")
+    backed = anndata.read_h5ad(tmp_path / "toy.h5ad", backed="r")
+    assert same(sample(fit(backed, tiny, seed=1, device="cpu"), 9, seed=0), sample(model, 9, seed=0))
+    toy.obs["cell_type"] = toy.obs["cell_type"].cat.codes
+    assert set(sample(fit(toy, tiny, seed=1, device="cpu"), 9, cell_type=1, seed=0).obs["cell_type"]) == {"1"}
 
 
 # ---------------------------------------------------------------------------------------------- composition

@@ -34,6 +34,14 @@ def test_cells_drawn_later_are_judged_by_the_same_held_out_cells(toy_runs, tmp_p
     assert later.method == "garage drawn by seed 42"  # so that both can stand in a table
 
 
+def test_cells_drawn_from_a_run_that_was_made_again_are_not_judged(toy_runs, tmp_path):
+    """What its successor held out, they may have been learnt from."""
+    run = shutil.copytree(toy_runs / "seed1", tmp_path / "run")
+    garage.main(["--from", str(run), "--out", str(tmp_path / "more"), "--n-cells", "7"])
+    shutil.copy(toy_runs / "seed0" / "model.pt", run)
+    assert "was made again since" in complaint(tmp_path / "more")
+
+
 @pytest.fixture
 def broken(toy_runs, tmp_path):
     return shutil.copytree(toy_runs / "seed0", tmp_path / "run")
