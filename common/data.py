@@ -36,6 +36,7 @@ from config import DATA_DIR, DATASETS, Dataset
 DEFAULT_DATASET = "pbmc68k"
 TARGET_SUM = 1e4  # library size for the choice of genes and for clusters; the models have their own
 CLUSTER_SEED = 0  # fixed: clusters stand in for the authors' labels, which no run's seed changes either
+COUNTS_IN = "counts_in"  # in uns while cells are read: layers that hold counts where X was taken
 CLUSTER_GENES, CLUSTER_PCS, CLUSTER_RESOLUTION = 2000, 50, 1.0
 
 
@@ -105,6 +106,7 @@ def load_cells(source: CellSource) -> AnnData:
     cells.uns["dataset"] = name
     cells.uns["scale"] = source.scale or detect_scale(cells.X)
     cells.uns["sha256"] = _checksums(cells, source)
+    layers = cells.uns.pop(COUNTS_IN, [])
     if row:
         cells.uns["rare_threshold"] = row.rare_threshold
 
@@ -125,6 +127,10 @@ def load_cells(source: CellSource) -> AnnData:
 
     if row and {row.expression_sha256, row.labels_sha256} - {None} - set(cells.uns["sha256"].values()):
         notes.append(f"the files of {name} are not the published ones: their SHA-256 differ")
+    if layers and cells.uns["scale"] != "counts":
+        notes.append(
+            f"X holds {cells.uns['scale']} values; counts, which say more, are there, too: --layer {layers[0]}"
+        )
     cells.uns["notes"] = notes + find_oddities(cells.X, cells.obs["cell_type"])
     return cells
 
@@ -274,7 +280,7 @@ def _read(source: CellSource, row: Dataset | None) -> AnnData:
         X = sparse.csr_matrix(cells.X, dtype=np.float32)
         X.sum_duplicates()
         X.eliminate_zeros()
-        cells = AnnData(X, obs=cells.obs, var=cells.var)
+        cells = AnnData(X, obs=cells.obs, var=cells.var, uns={COUNTS_IN: cells.uns.get(COUNTS_IN, [])})
         if source.expression_csv and is_row_numbers(cells.obs_names):
             cells.obs_names = "cell_" + cells.obs_names
         if source.expression_csv and is_row_numbers(cells.var_names):
@@ -328,6 +334,9 @@ def _read_input(path: Path, layer: str | None, *, on_disk: bool) -> AnnData:
         cells.X = cells.layers[layer]
     if cells.X is None:
         raise UserError(f"{path} has no X: give --layer, one of {list(cells.layers)}")
+    others = {} if layer else {**cells.layers, **({"raw": cells.raw.X} if cells.raw is not None else {})}
+    numbers = {name: X for name, X in others.items() if sparse.issparse(X) or isinstance(X, np.ndarray)}
+    cells.uns = {COUNTS_IN: [name for name, X in numbers.items() if X.size and detect_scale(X) == "counts"]}
     return cells
 
 
