@@ -223,20 +223,10 @@ def split_validation(types: np.ndarray, fraction: float, rng: torch.Generator) -
     return held
 
 
-def train_attention(
-    features: np.ndarray,
-    edge_index: np.ndarray,
-    types: np.ndarray,
-    is_rare: np.ndarray,
-    params: SelectionParams,
-    *,
-    seed: int,
-    device: torch.device,
-    report: Reporter,
-    state: dict[str, Any] | None = None,
-    checkpoint: Checkpoint = no_checkpoint,
-) -> tuple[np.ndarray, np.ndarray, float]:
-    """Learn the cell types on the graph and return what the second layer attends to.
+class AttentionTraining:
+    """A network that learns the cell types on the graph, and what early stopping remembers of it.
+
+    Up to `EXACT_UP_TO` cells an epoch is a step on all of them, beyond that one on a batch and its surroundings.
 
     Parameters
     ----------
@@ -246,6 +236,126 @@ def train_attention(
         Type codes of shape (n_cells,), 0 to n_types - 1.
     is_rare
         Shape (n_cells,); these cells carry the priority weight.
+    """
+
+    def __init__(
+        self, features: np.ndarray, edge_index: np.ndarray, types: np.ndarray, is_rare: np.ndarray,
+        params: SelectionParams, *, seed: int, device: torch.device,
+    ) -> None:  # fmt: skip
+        self.params, self.seed, self.device, self.types = params, seed, device, types
+        self.is_held = split_validation(types, params.gat_validation, torch.Generator().manual_seed(seed))
+        self.x = torch.from_numpy(features).to(device)
+        self.y = torch.from_numpy(types.astype(np.int64)).to(device)
+        priority = torch.where(torch.from_numpy(is_rare).to(device), 1.0 + params.priority_weight, 1.0)
+        self.weight = torch.ones_like(priority)
+        if params.gat_balanced:
+            self.weight = self.weight / torch.bincount(self.y).clamp(min=1)[self.y]
+        self.scale = torch.ones_like(priority)[:, None]
+        if params.priority_on == "loss":
+            self.weight = self.weight * priority
+        else:
+            self.scale = priority[:, None]
+
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)  # PyG initialises from the global generator
+            self.net = AttentionNet(features.shape[1], int(types.max()) + 1, params)
+        self.net.to(device)
+        self.optimizer = torch.optim.Adam(self.net.parameters(), lr=params.gat_lr)
+        self.epoch, self.best, self.best_epoch, self.best_weights = 0, float("inf"), 0, self.net.state_dict()
+
+        self.graph = ListenerGraph(edge_index, len(types))
+        self.learnt, self.judged = np.flatnonzero(~self.is_held), np.flatnonzero(self.is_held)
+        self.has_validation = len(self.judged) > 0
+        self.whole: tuple[Tensor, Tensor] | None = None
+        if len(types) > EXACT_UP_TO:
+            self.judged = np.random.default_rng(seed).permutation(self.judged)[:VALIDATION_CELLS]
+        else:
+            self.whole = self._part_around(np.arange(len(types)), hops=1, fan_out=None, part_seed=0)
+
+    def state(self) -> dict[str, Any]:
+        """Return what `load` goes on from."""
+        return {
+            "net": self.net.state_dict(), "optimizer": self.optimizer.state_dict(), "epoch": self.epoch,
+            "best": self.best, "best_epoch": self.best_epoch, "best_weights": self.best_weights,
+        }  # fmt: skip
+
+    def load(self, state: dict[str, Any]) -> None:
+        """Go on from a state."""
+        self.net.load_state_dict(state["net"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.epoch, self.best, self.best_epoch, self.best_weights = (
+            state[name] for name in ("epoch", "best", "best_epoch", "best_weights")
+        )
+
+    @property
+    def is_done(self) -> bool:
+        """Whether all epochs were taken, or held-back cells have waited too long for a better one."""
+        waited = self.has_validation and self.epoch - self.best_epoch >= self.params.gat_patience
+        return self.epoch >= self.params.gat_epochs or waited
+
+    def _part_around(
+        self, cells: np.ndarray, *, hops: int, fan_out: int | None, part_seed: int
+    ) -> tuple[Tensor, Tensor]:
+        rng = np.random.default_rng((self.seed, part_seed))
+        nodes, edges = self.graph.around(cells, hops=hops, fan_out=fan_out, rng=rng)
+        return torch.from_numpy(nodes).to(self.device), torch.from_numpy(edges).to(self.device)
+
+    def take_epoch(self) -> Tensor:
+        """Take a step, and keep the weights before it if they were the best so far; return the loss."""
+        if self.whole is None:  # drawn by the number of the epoch alone, so that a resumed run draws the same
+            rng = np.random.default_rng((self.seed, self.epoch))
+            batch = rng.choice(self.learnt, min(BATCH_CELLS, len(self.learnt)), replace=False)
+            cells = np.concatenate([batch, self.judged])
+            nodes, edges = self._part_around(cells, hops=2, fan_out=FAN_OUT, part_seed=self.epoch)
+        else:
+            cells, (nodes, edges) = np.arange(len(self.types)), self.whole
+        held, mine = torch.from_numpy(self.is_held[cells]).to(self.device), nodes[: len(cells)]
+        logits, _ = self.net(self.x[nodes], edges, self.scale[nodes])
+        losses = self.weight[mine] * F.cross_entropy(logits[: len(cells)], self.y[mine], reduction="none")
+        loss = losses[~held].sum() / self.weight[mine][~held].sum()
+        if self.has_validation:
+            # before the step, so that the weights that are kept are those that were judged
+            validation = float(losses[held].sum().detach() / self.weight[mine][held].sum())
+            if validation < self.best:
+                self.best, self.best_epoch = validation, self.epoch
+                self.best_weights = {k: v.detach().clone() for k, v in self.net.state_dict().items()}
+        self.optimizer.zero_grad()
+        loss.backward()
+        self.optimizer.step()
+        self.epoch += 1
+        return loss.detach()
+
+    @torch.no_grad()
+    def read(self) -> tuple[np.ndarray, np.ndarray, float]:
+        """Return what every cell attends to, as `train_attention` does: layer by layer and block by block."""
+        if self.has_validation:
+            self.net.load_state_dict(self.best_weights)
+        n_cells = len(self.types)
+        blocks = np.array_split(np.arange(n_cells), n_cells // EXACT_UP_TO + 1)
+        looped_edges, paid, predicted = [], [], []
+        parts = [(self._part_around(block, hops=1, fan_out=None, part_seed=0), len(block)) for block in blocks]
+        hidden = torch.cat([self.net.hide(self.x[nodes], edges, self.scale[nodes])[:n] for (nodes, edges), n in parts])
+        for (nodes, edges), n in parts:
+            logits, (looped, alpha) = self.net.out(hidden[nodes], edges, return_attention_weights=True)
+            of_block = looped[1] < n
+            looped_edges.append(nodes[looped[:, of_block]].cpu().numpy())
+            paid.append(alpha[of_block].squeeze(1).cpu().numpy())
+            predicted.append(logits[:n].argmax(1).cpu().numpy())
+        right = (np.concatenate(predicted) == self.types)[self.is_held if self.is_held.any() else slice(None)]
+        return np.concatenate(looped_edges, axis=1), np.concatenate(paid), float(right.mean())
+
+
+def train_attention(
+    features: np.ndarray, edge_index: np.ndarray, types: np.ndarray, is_rare: np.ndarray, params: SelectionParams, *,
+    seed: int, device: torch.device, report: Reporter, state: dict[str, Any] | None = None,
+    checkpoint: Checkpoint = no_checkpoint,
+) -> tuple[np.ndarray, np.ndarray, float]:  # fmt: skip
+    """Learn the cell types on the graph and return what the second layer attends to.
+
+    Parameters
+    ----------
+    features, edge_index, types, is_rare
+        As of `AttentionTraining`.
     state, checkpoint
         A state to go on from, and what to offer the state to after each epoch.
 
@@ -254,90 +364,16 @@ def train_attention(
     Edges of shape (2, n_edges + n_cells), self loops included; their attention, of shape (n_edges + n_cells,), which
     sums to 1 over the edges into each cell; and the accuracy on cells held back (training cells if none are).
     """
-    n_cells, n_types = len(types), int(types.max()) + 1
-    is_held = split_validation(types, params.gat_validation, torch.Generator().manual_seed(seed))
-    x, y = torch.from_numpy(features).to(device), torch.from_numpy(types.astype(np.int64)).to(device)
-    priority = torch.where(torch.from_numpy(is_rare).to(device), 1.0 + params.priority_weight, 1.0)
-    weight = torch.ones_like(priority)
-    if params.gat_balanced:
-        weight = weight / torch.bincount(y).clamp(min=1)[y]
-    scale = torch.ones_like(priority)[:, None]
-    if params.priority_on == "loss":
-        weight = weight * priority
-    else:
-        scale = priority[:, None]
-
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)  # PyG initialises from the global generator
-        net = AttentionNet(x.shape[1], n_types, params)
-    net.to(device)
-    optimizer = torch.optim.Adam(net.parameters(), lr=params.gat_lr)
-    epoch, best, best_epoch, best_weights = 0, float("inf"), 0, net.state_dict()
+    training = AttentionTraining(features, edge_index, types, is_rare, params, seed=seed, device=device)
     if state is not None:
-        net.load_state_dict(state["net"])
-        optimizer.load_state_dict(state["optimizer"])
-        epoch, best, best_epoch, best_weights = (state[k] for k in ("epoch", "best", "best_epoch", "best_weights"))
-
-    def current_state() -> dict[str, Any]:
-        return {
-            "net": net.state_dict(), "optimizer": optimizer.state_dict(), "epoch": epoch,
-            "best": best, "best_epoch": best_epoch, "best_weights": best_weights,
-        }  # fmt: skip
-
-    graph = ListenerGraph(edge_index, n_cells)
-
-    def part_around(cells: np.ndarray, *, hops: int, fan_out: int | None, part_seed: int) -> tuple[Tensor, Tensor]:
-        nodes, edges = graph.around(cells, hops=hops, fan_out=fan_out, rng=np.random.default_rng((seed, part_seed)))
-        return torch.from_numpy(nodes).to(device), torch.from_numpy(edges).to(device)
-
-    in_batches = n_cells > EXACT_UP_TO
-    learnt, judged = np.flatnonzero(~is_held), np.flatnonzero(is_held)
-    if in_batches:
-        judged = np.random.default_rng(seed).permutation(judged)[:VALIDATION_CELLS]
-    else:
-        cells, part = np.arange(n_cells), part_around(np.arange(n_cells), hops=1, fan_out=None, part_seed=0)
-    has_validation = len(judged) > 0
-    while epoch < params.gat_epochs and not (has_validation and epoch - best_epoch >= params.gat_patience):
-        if in_batches:  # drawn by the number of the epoch alone, so that a resumed run draws the same
-            batch = np.random.default_rng((seed, epoch)).choice(learnt, min(BATCH_CELLS, len(learnt)), replace=False)
-            cells = np.concatenate([batch, judged])
-            part = part_around(cells, hops=2, fan_out=FAN_OUT, part_seed=epoch)
-        nodes, edges = part
-        held, mine = torch.from_numpy(is_held[cells]).to(device), nodes[: len(cells)]
-        logits, _ = net(x[nodes], edges, scale[nodes])
-        losses = weight[mine] * F.cross_entropy(logits[: len(cells)], y[mine], reduction="none")
-        loss = losses[~held].sum() / weight[mine][~held].sum()
-        if has_validation:
-            # before the step, so that the weights that are kept are those that were judged
-            validation = float(losses[held].sum().detach() / weight[mine][held].sum())
-            if validation < best:
-                best, best_epoch = validation, epoch
-                best_weights = {k: v.detach().clone() for k, v in net.state_dict().items()}
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        epoch += 1
-        if epoch % 10 == 0:
-            report("attention", epoch, params.gat_epochs, loss=float(loss.detach()))
-        checkpoint(current_state)
-    if has_validation:
-        net.load_state_dict(best_weights)
+        training.load(state)
+    while not training.is_done:
+        loss = training.take_epoch()
+        if training.epoch % 10 == 0:
+            report("attention", training.epoch, params.gat_epochs, loss=float(loss))
+        checkpoint(training.state)
     report("attention", params.gat_epochs, params.gat_epochs)
-
-    # what every cell attends to, layer by layer and block by block
-    blocks = np.array_split(np.arange(n_cells), n_cells // EXACT_UP_TO + 1)
-    looped_edges, paid, predicted = [], [], []
-    with torch.no_grad():
-        parts = [(part_around(block, hops=1, fan_out=None, part_seed=0), len(block)) for block in blocks]
-        hidden = torch.cat([net.hide(x[nodes], edges, scale[nodes])[:n] for (nodes, edges), n in parts])
-        for (nodes, edges), n in parts:
-            logits, (looped, alpha) = net.out(hidden[nodes], edges, return_attention_weights=True)
-            of_block = looped[1] < n
-            looped_edges.append(nodes[looped[:, of_block]].cpu().numpy())
-            paid.append(alpha[of_block].squeeze(1).cpu().numpy())
-            predicted.append(logits[:n].argmax(1).cpu().numpy())
-    right = (np.concatenate(predicted) == types)[is_held if is_held.any() else slice(None)]
-    return np.concatenate(looped_edges, axis=1), np.concatenate(paid), float(right.mean())
+    return training.read()
 
 
 def average_attention(
