@@ -334,7 +334,9 @@ class AttentionTraining:
         blocks = np.array_split(np.arange(n_cells), n_cells // EXACT_UP_TO + 1)
         looped_edges, paid, predicted = [], [], []
         parts = [(self._part_around(block, hops=1, fan_out=None, part_seed=0), len(block)) for block in blocks]
-        hidden = torch.cat([self.net.hide(self.x[nodes], edges, self.scale[nodes])[:n] for (nodes, edges), n in parts])
+        hidden = torch.cat([  # cloned, lest each block keeps what was computed of its neighbours, too
+            self.net.hide(self.x[nodes], edges, self.scale[nodes])[:n].clone() for (nodes, edges), n in parts
+        ])  # fmt: skip
         for (nodes, edges), n in parts:
             logits, (looped, alpha) = self.net.out(hidden[nodes], edges, return_attention_weights=True)
             of_block = looped[1] < n
