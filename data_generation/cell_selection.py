@@ -6,7 +6,7 @@ highest attention, a quota from every type, become the seeds of stage 2.
 """
 
 import heapq
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -332,17 +332,21 @@ class AttentionTraining:
             self.net.load_state_dict(self.best_weights)
         n_cells = len(self.types)
         blocks = np.array_split(np.arange(n_cells), n_cells // EXACT_UP_TO + 1)
+
+        def parts() -> Iterator[tuple[np.ndarray, Tensor, Tensor]]:
+            for block in blocks:
+                yield block, *self._part_around(block, hops=1, fan_out=None, part_seed=0)
+
+        hidden = self.x.new_empty((n_cells, self.params.gat_heads * self.params.gat_hidden))
+        for block, nodes, edges in parts():
+            hidden[block] = self.net.hide(self.x[nodes], edges, self.scale[nodes])[: len(block)]
         looped_edges, paid, predicted = [], [], []
-        parts = [(self._part_around(block, hops=1, fan_out=None, part_seed=0), len(block)) for block in blocks]
-        hidden = torch.cat([  # cloned, lest each block keeps what was computed of its neighbours, too
-            self.net.hide(self.x[nodes], edges, self.scale[nodes])[:n].clone() for (nodes, edges), n in parts
-        ])  # fmt: skip
-        for (nodes, edges), n in parts:
+        for block, nodes, edges in parts():
             logits, (looped, alpha) = self.net.out(hidden[nodes], edges, return_attention_weights=True)
-            of_block = looped[1] < n
+            of_block = looped[1] < len(block)
             looped_edges.append(nodes[looped[:, of_block]].cpu().numpy())
             paid.append(alpha[of_block].squeeze(1).cpu().numpy())
-            predicted.append(logits[:n].argmax(1).cpu().numpy())
+            predicted.append(logits[: len(block)].argmax(1).cpu().numpy())
         right = (np.concatenate(predicted) == self.types)[self.is_held if self.is_held.any() else slice(None)]
         return np.concatenate(looped_edges, axis=1), np.concatenate(paid), float(right.mean())
 
