@@ -71,13 +71,14 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Read, summarise, and write the tables of each data set."""
     args: Args = tyro.cli(Args, args=argv, description=__doc__, config=(tyro.conf.OmitArgPrefixes,))
     table = read_results(args.table, made_by="python analysis/evaluate.py --runs DIR..., or the script of that table")
-    table = of_one_split(table, args.split, args.table)
+    if args.split is not None:
+        table = table[table["split"] == args.split]
     metrics = _choose_metrics(table, args)
     written = []
     for dataset, rows in table.groupby("dataset"):
         if args.group not in set(rows["group"]):  # a type that other data sets have
             continue
-        summary = fill_gaps(rows, args.group, metrics)
+        summary = fill_gaps(of_one_split(rows, args.split, args.table), args.group, metrics)
         name = f"summary_{dataset}" + ("" if args.group == ALL else "_" + re.sub(r"[^\w+-]+", "_", args.group))
         write_table(args.out / f"{name}.csv", summary)
         for ending, layout in (("md", as_markdown), ("tex", as_latex)):
