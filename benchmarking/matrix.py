@@ -163,11 +163,13 @@ def split_of(job: Job) -> Run:
     """
     split = _split(job.source, job.holdout, job.split_by)
     described, params = describe_split(job.holdout, split.train.n_vars, job.split_seed), params_of(job, split.train)
+    as_dict = asdict(params) if params else {}
     untold = isinstance(params, PaperParams) or (
         isinstance(params, BaselineParams) and load_method(job.generator).LABELS == "classifier"
     )
     return replace(
-        split, method=job.method, seed=job.seed, split=described, params=asdict(params) if params else {},
+        split, method=job.method, seed=job.seed, split=described, params=as_dict,
+        rare_threshold=as_dict.get("rare_threshold", split.rare_threshold),  # as `load_run` has it
         labels="classifier" if untold else "given",
     )  # fmt: skip
 
