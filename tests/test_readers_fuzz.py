@@ -2,6 +2,7 @@
 
 import gzip
 import io
+import shutil
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -17,6 +18,8 @@ from scipy import sparse
 
 from common.data import CellSource, load_cells
 from common.errors import UserError, is_out_of_memory
+from common.run import CHECKED
+from common.runs import load_run
 from common.tables import read_expression, read_labels
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # what readers say of damaged files
@@ -294,3 +297,46 @@ def test_damaged_files_end_in_one_line(files, name, way, data):
         assert list(cells.obs_names) == CELLS
         assert list(cells.var_names) == GENES
         assert cells.obs["cell_type"].tolist() == TYPES
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory):
+    """A Zarr store of the same cells."""
+    path = tmp_path_factory.mktemp("store") / "x.zarr"
+    obs, var = pd.DataFrame({"cell_type": TYPES}, CELLS), pd.DataFrame(index=GENES)
+    AnnData(sparse.csr_matrix(COUNTS), obs=obs, var=var).write_zarr(path)
+    return path
+
+
+@fuzzed(300)
+@given(data=st.data(), on_disk=st.booleans())
+@WAYS
+@pytest.mark.slow
+def test_a_damaged_store_ends_in_one_line(store, way, data, on_disk):
+    path = data.draw(st.sampled_from(sorted(p for p in store.rglob("*") if p.is_file() and p.stat().st_size)))
+    with damaged(path, way, data.draw):
+        refusal_or(lambda: load_cells(CellSource(input=store, on_disk=on_disk)))
+
+
+@pytest.fixture(scope="module")
+def finished(toy_runs, tmp_path_factory):
+    return shutil.copytree(toy_runs / "seed0", tmp_path_factory.mktemp("finished") / "run")
+
+
+@fuzzed(100)
+@given(data=st.data())
+@WAYS
+@pytest.mark.parametrize("name", ["run.json", *CHECKED])
+@pytest.mark.slow
+def test_a_damaged_run_is_refused_or_read_as_it_was(finished, name, way, data):
+    with damaged(finished / name, way, data.draw):
+        run = refusal_or(lambda: load_run(finished))
+    if run is None:
+        return
+    good = load_run(finished)
+    assert (run.dataset, run.method, run.seed, run.split, run.params) == (
+        good.dataset, good.method, good.seed, good.split, good.params,
+    )  # fmt: skip
+    for part in ("train", "held", "synthetic"):
+        a, b = getattr(run, part), getattr(good, part)
+        assert list(a.obs_names) == list(b.obs_names) and (a.X != b.X).nnz == 0
