@@ -45,17 +45,18 @@ def calibrate(drawn: AnnData, train: AnnData, params: GarageParams, *, seed: int
     ranked = ranking.to_rank(x, rng)
     floor, ceiling = x.min(0).values.clamp_max(0), ranking.highest(x).max(0).values
 
-    maps, cells_of, ranks_of, detected = {}, {}, {}, (ranking.normalise(x) > floor).sum(1).double()
+    maps, cells_of = {}, {}
     for t in np.unique(types):
         rows = np.flatnonzero(labels == names[t])
         if len(rows):
             cells = TrainingCells.on(device, sp.csr_matrix(drawn.X[rows]), np.full(len(rows), t), scale)
             own = ranking.to_rank(cells.rows(torch.arange(len(rows))), rng)
             maps[t] = Calibration.fit(ranked[real.types == t], own, floor, ceiling, prior=params.calibration_prior)
-            cells_of[t], ranks_of[t] = (rows, cells.size.squeeze(1), own), maps[t].ranks(own, rng)
+            cells_of[t] = rows, cells.size.squeeze(1), own
     if params.calibrate_detection and not ranking.counts:
-        of_type = [detected[real.types == t] for t in maps]
-        matched = match_detection(list(maps.values()), list(ranks_of.values()), of_type, rng)
+        detected = (ranking.normalise(x) > floor).sum(1).double()
+        ranks = [maps[t].ranks(own, rng) for t, (_, _, own) in cells_of.items()]
+        matched = match_detection(list(maps.values()), ranks, [detected[real.types == t] for t in maps], rng)
         maps = dict(zip(maps, matched, strict=True))
 
     calibrated = sp.csr_matrix(drawn.X, dtype=np.float32).toarray()

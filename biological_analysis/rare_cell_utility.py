@@ -319,10 +319,12 @@ def perform(job: Job, make_trials: MakeTrials, args: Args, table: Path, *, threa
     torch.set_num_threads(threads)
     try:
         trials = make_trials(job, args)
-        run = trials[0].run
-    except (UserError, IndexError) as error:  # of this split: other splits may have the cells
-        reason = str(error) if isinstance(error, UserError) else "no --keep is below the type's training cells here"
+    except UserError as error:
+        return Outcome(job, str(job.source.dataset or job.source.input), "failed", str(error))
+    if not trials:  # other splits may have a training cell more
+        reason = "no --keep is below the type's training cells in this split"
         return Outcome(job, str(job.source.dataset or job.source.input), "failed", reason)
+    run = trials[0].run
     stale = make_trials is rare_trials and not is_current(job, run)
     todo = [trial for trial in trials if args.again or stale or not _is_known(trial, table)]
     reasons = []
