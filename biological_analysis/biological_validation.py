@@ -66,7 +66,8 @@ from common.runs import describe_split, identify
 from common.scale import to_log
 from common.summary import show
 from config import RESULTS_DIR, GarageParams
-from data_generation.cell_selection import graph_features, knn_graph, seed_scores, select
+from data_generation.attention import graph_features, knn_graph
+from data_generation.cell_selection import seed_scores, select
 from data_validation.data_validation import types_of
 
 ATTENTION = "attention"

@@ -1,7 +1,7 @@
 """A model from real cells, and synthetic cells from a model: AnnData in, AnnData out.
 
-`fit()` runs stage 1 (`cell_selection.py`) and stage 2 (`seeded_gan.py`, or `paper_gan.py` for preset `paper`);
-`sample()` draws. This is the contract that every generator of the benchmark keeps.
+`fit()` runs stage 1 (`attention.py`, `cell_selection.py`) and stage 2 (`seeded_gan.py`, or `paper_gan.py` for preset
+`paper`); `sample()` draws. This is the contract that every generator of the benchmark keeps.
 """
 
 import hashlib

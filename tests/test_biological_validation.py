@@ -39,7 +39,8 @@ from common.results import KEYS
 from common.runs import load_run
 from common.scale import to_log
 from config import GarageParams
-from data_generation.cell_selection import graph_features, knn_graph, select
+from data_generation.attention import graph_features, knn_graph
+from data_generation.cell_selection import select
 
 # ---------------------------------------------------------------------------------------------- scores
 

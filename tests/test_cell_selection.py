@@ -18,25 +18,27 @@ from common.errors import UserError
 from common.run import no_checkpoint
 from common.scale import to_log
 from config import SelectionParams
-from data_generation import cell_selection
-from data_generation.cell_selection import (
-    STAND_FOR,
+from data_generation import attention
+from data_generation.attention import (
     AttentionNet,
     ListenerGraph,
-    Selection,
     average_attention,
     cell_attention,
-    choose_seeds,
-    farthest_first,
     graph_features,
     knn_graph,
     network_seed,
+    split_validation,
+    train_attention,
+)
+from data_generation.cell_selection import (
+    STAND_FOR,
+    Selection,
+    choose_seeds,
+    farthest_first,
     seed_neighborhoods,
     seed_quota,
     seed_scores,
     select,
-    split_validation,
-    train_attention,
 )
 from data_generation.model import fit, sample
 
@@ -140,7 +142,7 @@ def test_more_neighbours_than_cells_joins_all():
 # numba compiles the approximate search for a minute
 @pytest.mark.parametrize("exact_up_to", [20_000, pytest.param(10, marks=pytest.mark.slow)])
 def test_duplicate_cells_get_no_self_loops(exact_up_to, monkeypatch):
-    monkeypatch.setattr(cell_selection, "EXACT_UP_TO", exact_up_to)
+    monkeypatch.setattr(attention, "EXACT_UP_TO", exact_up_to)
     features = np.repeat(np.random.default_rng(0).normal(size=(15, 4)), 4, axis=0).astype(np.float32)
     source, target = knn_graph(features, 3, symmetric=True, seed=0)
     assert (source != target).all() and source.min() >= 0
@@ -151,8 +153,8 @@ def test_duplicate_cells_get_no_self_loops(exact_up_to, monkeypatch):
 def test_approximate_search_finds_nearly_all(monkeypatch):
     features = np.random.default_rng(0).normal(size=(600, 10)).astype(np.float32)
     exact = edge_set(knn_graph(features, 5, symmetric=False, seed=0))
-    monkeypatch.setattr(cell_selection, "EXACT_UP_TO", 100)
-    monkeypatch.setattr(cell_selection, "NearestNeighbors", None)  # must not be used
+    monkeypatch.setattr(attention, "EXACT_UP_TO", 100)
+    monkeypatch.setattr(attention, "NearestNeighbors", None)  # must not be used
     found = knn_graph(features, 5, symmetric=False, seed=0)
     assert torch.get_num_threads() == 1  # as it was
     assert len(edge_set(found) & exact) >= 0.9 * len(exact)
@@ -666,7 +668,7 @@ def test_many_cells_are_attended_to_block_by_block(monkeypatch):
     arguments = (*two_layers(PARAMS), blobs()[1], np.zeros(len(blobs()[1]), bool), replace(PARAMS, gat_epochs=0))
     train = partial(train_attention, *arguments, seed=0, device=CPU, report=silent)
     whole_edges, whole, accuracy = train()
-    monkeypatch.setattr(cell_selection, "EXACT_UP_TO", 25)
+    monkeypatch.setattr(attention, "EXACT_UP_TO", 25)
     looped, alpha, blockwise = train()
     np.testing.assert_allclose(by_edge(looped, alpha), by_edge(whole_edges, whole), rtol=1e-4)
     assert blockwise == accuracy
@@ -676,8 +678,8 @@ def test_batches_learn_what_all_cells_together_do(monkeypatch):
     _, types = blobs()
     _, _, together = attend()
     features, edges = two_layers(PARAMS)
-    monkeypatch.setattr(cell_selection, "EXACT_UP_TO", 25)
-    monkeypatch.setattr(cell_selection, "BATCH_CELLS", 16)
+    monkeypatch.setattr(attention, "EXACT_UP_TO", 25)
+    monkeypatch.setattr(attention, "BATCH_CELLS", 16)
     arguments = (features, edges, types, np.zeros(len(types), bool), PARAMS)
     tape = Tape()
     first = train_attention(*arguments, seed=0, device=CPU, report=silent, checkpoint=tape)
@@ -694,7 +696,7 @@ def two_layers(params):
 def test_components_of_many_cells_are_those_of_a_sample(monkeypatch):
     X, _ = blobs()
     exact = graph_features(X, PARAMS, seed=0)
-    monkeypatch.setattr(cell_selection, "EXACT_UP_TO", len(exact) - 5)
+    monkeypatch.setattr(attention, "EXACT_UP_TO", len(exact) - 5)
     sampled = graph_features(X, PARAMS, seed=0)
     assert sampled.shape == exact.shape and not np.array_equal(sampled, exact)
     assert abs(np.corrcoef(sampled[:, 0], exact[:, 0])[0, 1]) > 0.99
