@@ -21,29 +21,27 @@ import pandas as pd
 import tyro
 from anndata import AnnData
 
-from benchmarking.controls import DEFAULT_CONTROLS, load_controls
+from benchmarking.controls import CONTROLS, DEFAULT_CONTROLS, load_controls
 from common.cli import console, progress_bar, run_script
-from common.judging import judge_runs
+from common.clustering import cluster_and_score
+from common.comparison import thin_synthetic
+from common.data import types_of
+from common.judging import judge_runs, once_per_split
+from common.metrics.catalogue import HELD, SYNTHETIC
 from common.metrics.fidelity import compare_on
 from common.runs import Run
+from common.summary import show_beside
 from config import RESULTS_DIR
 from data_validation.data_validation import (
     AT_RANDOM,
     BY_SYNTHETIC,
     BY_TRAINING,
-    HELD,
     SCORES,
-    SYNTHETIC,
     Scores,
     check_settings,
     choose_genes,
-    cluster_and_score,
-    draw_synthetic,
     mean_scores,
-    once_per_split,
     random_genes,
-    show_beside,
-    types_of,
 )
 from data_validation.feature_selection import Method
 
@@ -94,7 +92,7 @@ def make_judge(n_genes: int, draws: int) -> Callable[[Run], pd.DataFrame]:
         return sets, score_sets(run.held, sets, seed=run.seed)
 
     def judge(run: Run) -> pd.DataFrame:
-        synthetic = draw_synthetic(run)
+        synthetic = thin_synthetic(run, run.held.n_obs)
         real_sets, held_scores = of_real(run)
         sets = choose(synthetic, "synthetic")
         scores = {
@@ -126,7 +124,7 @@ def score_sets(cells: AnnData, sets: GeneSets, *, seed: int) -> dict[tuple[str, 
     sets
         Column numbers.
     seed
-        As in `data_validation.cluster_and_score`.
+        As in `common.clustering.cluster_and_score`.
 
     Returns
     -------
@@ -156,7 +154,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     columns = {f"{name}, ARI": f"{name}_ari" for name in SELECTIONS}
     references = [f"{HELD}, {BY_TRAINING}", f"{HELD}, {AT_RANDOM}"]
     for clustered in (SYNTHETIC, HELD):
-        show_beside(rows, f"{clustered}, {BY_SYNTHETIC}", references, columns, title=f"{clustered} on {BY_SYNTHETIC}")
+        group, title = f"{clustered}, {BY_SYNTHETIC}", f"{clustered} on {BY_SYNTHETIC}"
+        show_beside(rows, group, references, columns, controls=CONTROLS, title=title)
     console.print(f"wrote {args.out}", soft_wrap=True, markup=False)
 
 

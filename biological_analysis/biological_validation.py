@@ -52,7 +52,7 @@ from benchmarking.matrix import Job, split_of
 from biological_analysis import marker_expression
 from biological_analysis.markers import Markers, MarkerSource, check_same_markers, find_markers
 from common.cli import console, progress_bar, run_script, silent
-from common.data import CellSource, select_genes
+from common.data import CellSource, select_genes, types_of
 from common.errors import UserError
 from common.evaluation import find_rare
 from common.generation import print_notes
@@ -68,7 +68,6 @@ from common.summary import show
 from config import RESULTS_DIR, GarageParams
 from data_generation.attention import graph_features, knn_graph
 from data_generation.cell_selection import seed_scores, select
-from data_validation.data_validation import types_of
 
 ATTENTION = "attention"
 CONTROLS = (

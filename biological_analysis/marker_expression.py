@@ -7,12 +7,13 @@ import pandas as pd
 
 from biological_analysis.markers import Markers, MarkerSource, find_markers
 from common.comparison import thin_synthetic
+from common.data import types_of
 from common.evaluation import find_rare
 from common.generation import print_notes
+from common.judging import once_per_split
 from common.metrics.catalogue import ALL, RARE
 from common.metrics.fidelity import compare_on
 from common.runs import Run
-from data_validation.data_validation import once_per_split, types_of
 
 FEWEST_GENES = 3  # fewer have no correlation worth the name
 RATE, LEVEL = "detection_rate", "level"
@@ -63,7 +64,7 @@ def compare_markers(run: Run, markers: Markers) -> pd.DataFrame:
     Columns group (the type), gene, metric, n (held-out cells), n_synthetic, value and real. Types without held-out
     cells have no rows.
     """
-    synthetic, rows = thin_synthetic(run), []
+    synthetic, rows = thin_synthetic(run, run.train.n_obs), []
     X = {"real": compare_on(run.held), "value": compare_on(synthetic)}
     labels = {"real": types_of(run.held), "value": types_of(synthetic)}
     scaled = run.held.uns["scale"] == "scaled"

@@ -23,26 +23,20 @@ import tyro
 from scipy.optimize import linear_sum_assignment
 from sklearn.metrics import f1_score
 
-from benchmarking.controls import DEFAULT_CONTROLS, load_controls
+from benchmarking.controls import CONTROLS, DEFAULT_CONTROLS, load_controls
 from biological_analysis.markers import MarkerSource, check_same_markers, find_markers
 from common.cli import console, progress_bar, run_script
-from common.clustering import cluster_blindly
+from common.clustering import cluster_and_score, cluster_blindly
+from common.comparison import thin_synthetic
+from common.data import types_of
 from common.generation import print_notes
-from common.judging import judge_runs
+from common.judging import judge_runs, once_per_split
+from common.metrics.catalogue import HELD, SYNTHETIC
 from common.metrics.fidelity import compare_on
+from common.results import score_rows
 from common.runs import Run, identify
+from common.summary import show_beside
 from config import RESULTS_DIR
-from data_validation.data_validation import (
-    HELD,
-    SYNTHETIC,
-    Scores,
-    cluster_and_score,
-    draw_synthetic,
-    once_per_split,
-    rows_of,
-    show_beside,
-    types_of,
-)
 
 AMONG = "synthetic among held-out cells"
 ALL_TYPES_F1 = "all_types_f1"
@@ -73,7 +67,7 @@ def make_judge(source: MarkerSource) -> Callable[[Run], pd.DataFrame]:
     told: set[str] = set()
 
     @once_per_split
-    def of_real(run: Run) -> tuple[np.ndarray, np.ndarray, Scores]:
+    def of_real(run: Run) -> tuple[np.ndarray, np.ndarray, dict[str, float]]:
         markers, notes = find_markers(run.train, source)
         print_notes([note for note in notes if note not in told])
         told.update(notes)
@@ -83,10 +77,10 @@ def make_judge(source: MarkerSource) -> Callable[[Run], pd.DataFrame]:
 
     def judge(run: Run) -> pd.DataFrame:
         genes, held, of_held = of_real(run)
-        cells, all_types = draw_synthetic(run), np.unique(types_of(run.train))
+        cells, all_types = thin_synthetic(run, run.held.n_obs), np.unique(types_of(run.train))
         drawn, types = compare_on(cells)[:, genes], types_of(cells)
         among = score_among(held, types_of(run.held), drawn, types, all_types, seed=run.seed)
-        return rows_of({
+        return score_rows({
             SYNTHETIC: (len(drawn), score_alone(drawn, types, all_types, seed=run.seed)),
             HELD: (len(held), of_held),
             AMONG: (len(drawn), among),
@@ -95,8 +89,8 @@ def make_judge(source: MarkerSource) -> Callable[[Run], pd.DataFrame]:
     return judge
 
 
-def score_alone(X: np.ndarray, types: np.ndarray, all_types: np.ndarray, *, seed: int) -> Scores:
-    """Cluster cells without their types, then compare (`data_validation.cluster_and_score`).
+def score_alone(X: np.ndarray, types: np.ndarray, all_types: np.ndarray, *, seed: int) -> dict[str, float]:
+    """Cluster cells without their types, then compare (`common.clustering.cluster_and_score`).
 
     Parameters
     ----------
@@ -119,7 +113,7 @@ def score_alone(X: np.ndarray, types: np.ndarray, all_types: np.ndarray, *, seed
 
 def score_among(
     held: np.ndarray, held_types: np.ndarray, drawn: np.ndarray, types: np.ndarray, all_types: np.ndarray, *, seed: int
-) -> Scores:  # fmt: skip
+) -> dict[str, float]:  # fmt: skip
     """Cluster held-out and synthetic cells together; are synthetic cells in the clusters of their type's real cells?
 
     Each type is matched with the cluster of its own that its held-out cells fit best (Kuhn 1955), and a synthetic cell
@@ -158,9 +152,9 @@ def main(argv: Sequence[str] | None = None) -> None:
             args.runs, make_judge(args.genes), controls=load_controls(args.controls), path=args.out, again=args.again,
             report=report,
         )  # fmt: skip
-    show_beside(rows, SYNTHETIC, [HELD], SHOWN, title=f"{SYNTHETIC} on marker genes")
+    show_beside(rows, SYNTHETIC, [HELD], SHOWN, controls=CONTROLS, title=f"{SYNTHETIC} on marker genes")
     together = dict(list(SHOWN.items())[:3])
-    show_beside(rows, AMONG, [], together, title=f"{AMONG}, on marker genes")
+    show_beside(rows, AMONG, [], together, controls=CONTROLS, title=f"{AMONG}, on marker genes")
     console.print(f"wrote {args.out}", soft_wrap=True, markup=False)
 
 

@@ -9,12 +9,12 @@ import pandas as pd
 from anndata import AnnData
 
 from common.checks import existing, nearest, reading
+from common.data import types_of
 from common.errors import UserError
 from common.metrics.fidelity import compare_on
 from common.metrics.utility import rank_sum_scores
 from common.results import read_results
 from common.run import digest
-from data_validation.data_validation import types_of
 
 Markers = dict[str, list[str]]
 """cell type -> its marker genes, one at least"""

@@ -52,7 +52,7 @@ from benchmarking.matrix import Job, Outcome, explain, in_processes, is_current,
 from common.checks import nearest
 from common.cli import console, progress_bar, run_script
 from common.comparison import compare
-from common.data import CellSource, select_genes
+from common.data import CellSource, select_genes, types_of
 from common.errors import UserError
 from common.evaluation import find_rare
 from common.generation import folder_of
@@ -65,7 +65,6 @@ from common.run import atomic, check_writable, write_table
 from common.runs import Run, describe_split
 from common.summary import label_of, markdown_table, show
 from config import RESULTS_DIR, GarageParams
-from data_validation.data_validation import types_of
 
 N_PCS = 50
 N_TREES = 100  # as published

@@ -1,4 +1,4 @@
-"""Leiden clusters of cells, and their resolution chosen without knowledge of the cell types."""
+"""Leiden clusters of cells, their resolution chosen without knowledge of the cell types, and how they fit these."""
 
 import numpy as np
 import scanpy as sc
@@ -7,6 +7,7 @@ from scipy import sparse
 from sklearn.metrics import silhouette_score
 from sklearn.neighbors import kneighbors_graph
 
+from common.metrics.clustering import agreement
 from common.metrics.fidelity import pooled_pcs
 from common.threads import torch_threads_kept
 
@@ -37,6 +38,22 @@ def cluster_blindly(X: np.ndarray, *, seed: int) -> tuple[np.ndarray, float]:
     resolution = choose_resolution(pcs, n_neighbors=N_NEIGHBORS, seed=seed)
     clusters = cluster_cells(pcs, n_neighbors=N_NEIGHBORS, resolution=resolution, seed=seed)
     return clusters[np.argsort(order)], resolution
+
+
+def cluster_and_score(X: np.ndarray, labels: np.ndarray, *, seed: int) -> dict[str, float]:
+    """Cluster cells without their labels (`cluster_blindly`), then compare the clusters with the labels.
+
+    Parameters
+    ----------
+    labels
+        Cell types, shape (n_cells,).
+
+    Returns
+    -------
+    ari, nmi and macro_f1 (`common.metrics.clustering`), n_clusters and resolution.
+    """
+    clusters, resolution = cluster_blindly(X, seed=seed)
+    return agreement(labels, clusters) | {"n_clusters": len(np.unique(clusters)), "resolution": resolution}
 
 
 def shuffle(n_cells: int, seed: int) -> np.ndarray:

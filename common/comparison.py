@@ -6,6 +6,7 @@ import numpy as np
 from anndata import AnnData
 from scipy import sparse
 
+from common.data import types_of
 from common.metrics.fidelity import compare_on, library_sizes, pooled_pcs
 from common.metrics.utility import TARGET_SUM
 from common.runs import Run
@@ -52,16 +53,16 @@ def make_views(*groups: AnnData) -> list[View]:
             genes=values,
             per_10k=to_log(cells.X, cells.uns["scale"], TARGET_SUM).toarray(),
             pcs=pcs,
-            labels=cells.obs["cell_type"].astype(str).to_numpy(),
+            labels=types_of(cells),
             sizes=library_sizes(cells),
         )
         for cells, values, pcs in zip(groups, genes, pooled_pcs(*genes), strict=True)
     ]
 
 
-def thin_synthetic(run: Run) -> AnnData:
-    """Return at most as many synthetic as training cells, at random: no generator wins by drawing more."""
-    order = np.random.default_rng(run.seed).permutation(run.synthetic.n_obs)[: run.train.n_obs]
+def thin_synthetic(run: Run, n_cells: int) -> AnnData:
+    """Return at most so many synthetic cells, at random: no generator wins by drawing more."""
+    order = np.random.default_rng(run.seed).permutation(run.synthetic.n_obs)[:n_cells]
     return run.synthetic[np.sort(order)].copy()
 
 
@@ -71,7 +72,7 @@ def compare(run: Run) -> tuple[View, View]:
     With the training cells among them, components would follow the noise of the training cells, and copies of these,
     counted twice, would seem further from the held-out cells than new cells are.
     """
-    rng, synthetic = np.random.default_rng(run.seed), thin_synthetic(run)
+    rng, synthetic = np.random.default_rng(run.seed), thin_synthetic(run, run.train.n_obs)
     n = min(run.held.n_obs, synthetic.n_obs, MOST_CELLS)
     held, drawn = make_views(run.held, synthetic)
     return held.thin(n, rng), drawn.thin(n, rng)

@@ -208,6 +208,11 @@ def split_cells(cells: AnnData, holdout: float, seed: int) -> tuple[AnnData, Ann
     return subset(cells, ~is_held), subset(cells, is_held)
 
 
+def types_of(cells: AnnData) -> np.ndarray:
+    """Return the cells' types as an array of str."""
+    return cells.obs["cell_type"].astype(str).to_numpy(dtype=str)
+
+
 def rare_types(types: np.ndarray, threshold: int | None) -> np.ndarray:
     """Tell which cells are of a rare type: at most `threshold` cells; when that is None, 5 % of all cells, 10 at least.
 

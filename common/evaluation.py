@@ -10,7 +10,7 @@ from anndata import AnnData
 
 from common.clustering import cluster_blindly
 from common.comparison import View, compare, make_views, thin_synthetic
-from common.data import rare_types
+from common.data import rare_types, types_of
 from common.metrics import clustering, fidelity, privacy, utility
 from common.metrics.catalogue import ALL, HELD, METRICS, OTHERS, RARE, SEEDS, Computed, Scores
 from common.runs import Run
@@ -35,7 +35,7 @@ def evaluate(run: Run, *, families: Collection[Computed]) -> pd.DataFrame:
     One row a metric and group of cells: columns group, metric, n (held-out cells of the group; training cells where it
     is one of those) and value. A value that cannot be known, such as that of a type with too few cells, is NaN.
     """
-    train, held, drawn = make_views(run.train, run.held, thin_synthetic(run))
+    train, held, drawn = make_views(run.train, run.held, thin_synthetic(run, run.train.n_obs))
     rare = find_rare(run)
     scores: Scores = {}
     with warnings.catch_warnings():
@@ -56,7 +56,7 @@ def evaluate(run: Run, *, families: Collection[Computed]) -> pd.DataFrame:
 
 def find_rare(run: Run) -> list[str]:
     """Return the names of the rare types, counted over all real cells of a run."""
-    labels = pd.concat([cells.obs["cell_type"].astype(str) for cells in (run.train, run.held)])
+    labels = np.concatenate([types_of(cells) for cells in (run.train, run.held)])
     names, codes = np.unique(labels, return_inverse=True)
     found: list[str] = names[np.unique(codes[rare_types(codes, run.rare_threshold)])].tolist()
     return found
@@ -76,7 +76,7 @@ def _fidelity(run: Run, rare: list[str]) -> Scores:
         f"rf_auroc_{space}": fidelity.forest_scores(getattr(real, space), getattr(drawn, space), seed=run.seed)
         for space in ("genes", "pcs")
     }
-    types = run.held.obs["cell_type"].astype(str).unique()
+    types = np.unique(types_of(run.held))
     groups = zip(_groups(real.labels, types, rare), _groups(drawn.labels, types, rare), strict=True)
     trained = run.train.obs["cell_type"].unique()
     scores: Scores = {("types_present", ALL): float(np.isin(trained, run.synthetic.obs["cell_type"]).mean())}

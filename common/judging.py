@@ -3,7 +3,7 @@
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 import pandas as pd
@@ -26,6 +26,7 @@ class Generator(Protocol):
         """Draw cells on the scale of the training cells."""
 
 
+T = TypeVar("T")
 Judge = Callable[[Run], pd.DataFrame]
 """Computes the rows of a run: columns group, metric, n and value, and others that the table is to have"""
 
@@ -93,6 +94,18 @@ def judge_runs(
         report("judging", total if i + 1 == len(folders) else step + len(controls), total)
     table = read_results(path, made_by="the same command")
     return table[pd.MultiIndex.from_frame(table[KEYS]).isin(ids)]
+
+
+def once_per_split(compute: Callable[[Run], T]) -> Callable[[Run], T]:
+    """Keep the last result: a run and its controls, judged one after another, have the same real cells."""
+    kept: list[tuple[AnnData, T]] = []
+
+    def computed(run: Run) -> T:
+        if not kept or kept[0][0] is not run.held:
+            kept[:] = [(run.held, compute(run))]
+        return kept[0][1]
+
+    return computed
 
 
 def _key(run: Run) -> tuple:

@@ -1,6 +1,6 @@
 """The long-form tables of results: one row a value, written whole, brought up to date run by run."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -56,6 +56,12 @@ def of_one_split(table: pd.DataFrame, split: str | None, path: Path) -> pd.DataF
             named = ", ".join(f"'{name}'" for name in splits)
             raise UserError(f"{path} has {dataset} in several splits: choose one with --split, of {named}")
     return table
+
+
+def score_rows(groups: Mapping[str, tuple[int, Mapping[str, float]]]) -> pd.DataFrame:
+    """Return scores of groups of cells, by name their number and metric -> value, as rows: group, metric, n, value."""
+    rows = [(group, metric, n, value) for group, (n, found) in groups.items() for metric, value in found.items()]
+    return pd.DataFrame(rows, columns=["group", "metric", "n", "value"])
 
 
 def keep_other_datasets(path: Path, table: pd.DataFrame) -> pd.DataFrame:

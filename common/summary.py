@@ -1,6 +1,6 @@
 """Means over seeds as a person reads them: methods as rows, controls last; metrics as columns; no gap hidden."""
 
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 
 import numpy as np
 import pandas as pd
@@ -96,6 +96,39 @@ def show(rows: pd.DataFrame, *, controls: Collection[str]) -> None:
             role = f" ({ROLES[method]})" if method in ROLES else ""
             texts = (text_of(by_cell.get((method, m)), decimals[m]) for m in metrics)
             table.add_row(escape(method + role), *texts)
+        console.print(table)
+
+
+def show_beside(
+    rows: pd.DataFrame, group: str, references: Sequence[str], columns: Mapping[str, str], *, controls: Collection[str],
+    title: str,
+) -> None:  # fmt: skip
+    """Print the means of one group of cells, a method a row; below, groups that are the same for every method.
+
+    Parameters
+    ----------
+    rows
+        With the columns `common.results.COLUMNS`.
+    group
+        The group of cells to show.
+    references
+        Groups whose values are the same for every method; each has a row of its own.
+    columns
+        Heading to metric.
+    controls
+        Names of the methods that go last.
+    """
+    chosen = rows[rows["metric"].isin(columns.values())]
+    shared = chosen[chosen["group"].isin(references)].sort_values("value")  # NaN last: of a control that failed
+    shared = shared.drop_duplicates(["dataset", "split", "seed", "group", "metric"])
+    chosen = pd.concat([chosen[chosen["group"] == group], shared.assign(method=shared["group"])])
+    for (dataset, split), found in summarise(chosen).groupby(["dataset", "split"], sort=False):
+        table = Table("", *columns, title=escape(f"{dataset}, {split}: {title}"))
+        decimals = {metric: decimals_of(of["mean"], of["sd"]) for metric, of in found.groupby("metric")}
+        by_cell = {(row["method"], row["metric"]): row for _, row in found.iterrows()}
+        for method in order_methods(found["method"], [*controls, *references]):
+            texts = (text_of(by_cell[method, metric], decimals[metric]) for metric in columns.values())
+            table.add_row(escape(method), *texts)
         console.print(table)
 
 

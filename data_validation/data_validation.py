@@ -24,31 +24,32 @@ __path__ = [str(Path(__file__).parent)]
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 import pandas as pd
 import tyro
 from anndata import AnnData
 from rich.markup import escape
-from rich.table import Table
 from sklearn.preprocessing import normalize
 
 from benchmarking.controls import CONTROLS, DEFAULT_CONTROLS, load_controls
 from common.cli import console, progress_bar, run_script
-from common.clustering import RESOLUTIONS, choose_resolution, cluster_blindly, cluster_cells, shuffle
+from common.clustering import RESOLUTIONS, choose_resolution, cluster_and_score, cluster_cells, shuffle
+from common.comparison import thin_synthetic
+from common.data import types_of
 from common.errors import UserError
-from common.judging import judge_runs
+from common.judging import judge_runs, once_per_split
+from common.metrics.catalogue import HELD, SYNTHETIC
 from common.metrics.clustering import AGREEMENT, agreement
 from common.metrics.fidelity import compare_on, pooled_pcs
 from common.plotting import joint_umap
-from common.results import read_results, summarise
+from common.results import read_results, score_rows
 from common.runs import Run, load_run
-from common.summary import decimals_of, order_methods, text_of
+from common.summary import show_beside
 from config import RESULTS_DIR, SEED
 from data_validation.feature_selection import Method, expressed_genes, select_features, values_for
 
-SYNTHETIC, HELD = "synthetic cells", "held-out cells"
 SCORES = [*AGREEMENT, "n_clusters", "resolution"]
 BY_SYNTHETIC, BY_TRAINING, AT_RANDOM = "genes of synthetic cells", "genes of training cells", "random genes"
 SHOWN = {"ARI": "ari", "NMI": "nmi", "macro-F1": "macro_f1", "clusters": "n_clusters"}
@@ -61,7 +62,6 @@ PUBLISHED_RANGE = (0.1, 3.0)  # the widest of the four that the published code h
 
 Scores = dict[str, float]
 """metric -> value"""
-T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -88,63 +88,16 @@ class Args:
     """table to write; rows of other runs in it are kept"""
 
 
-def cluster_and_score(X: np.ndarray, labels: np.ndarray, *, seed: int) -> Scores:
-    """Cluster cells without their labels (`cluster_blindly`), then compare the clusters with the labels.
-
-    Parameters
-    ----------
-    labels
-        Cell types, shape (n_cells,).
-
-    Returns
-    -------
-    ari, nmi and macro_f1 (`common.metrics.clustering`), n_clusters and resolution.
-    """
-    clusters, resolution = cluster_blindly(X, seed=seed)
-    return agreement(labels, clusters) | {"n_clusters": len(np.unique(clusters)), "resolution": resolution}
-
-
-def draw_synthetic(run: Run) -> AnnData:
-    """Return synthetic cells on the scale of the real ones, at most as many as were held out, drawn at random."""
-    order = np.random.default_rng(run.seed).permutation(run.synthetic.n_obs)[: run.held.n_obs]
-    cells = run.synthetic[np.sort(order)].copy()
-    cells.uns["scale"] = run.held.uns["scale"]
-    return cells
-
-
-def types_of(cells: AnnData) -> np.ndarray:
-    """Return the cells' types as an array of str."""
-    return cells.obs["cell_type"].astype(str).to_numpy(dtype=str)
-
-
-def once_per_split(compute: Callable[[Run], T]) -> Callable[[Run], T]:
-    """Keep the last result: a run and its controls, judged one after another, have the same real cells."""
-    kept: list[tuple[AnnData, T]] = []
-
-    def computed(run: Run) -> T:
-        if not kept or kept[0][0] is not run.held:
-            kept[:] = [(run.held, compute(run))]
-        return kept[0][1]
-
-    return computed
-
-
 def make_judge() -> Callable[[Run], pd.DataFrame]:
     """Return what judges runs by their own clusters, as `common.judging.judge_runs` takes it."""
     score_held = once_per_split(lambda run: cluster_and_score(compare_on(run.held), types_of(run.held), seed=run.seed))
 
     def judge(run: Run) -> pd.DataFrame:
-        cells = draw_synthetic(run)
+        cells = thin_synthetic(run, run.held.n_obs)
         found = cluster_and_score(compare_on(cells), types_of(cells), seed=run.seed)
-        return rows_of({SYNTHETIC: (cells.n_obs, found), HELD: (run.held.n_obs, score_held(run))})
+        return score_rows({SYNTHETIC: (cells.n_obs, found), HELD: (run.held.n_obs, score_held(run))})
 
     return judge
-
-
-def rows_of(groups: Mapping[str, tuple[int, Scores]]) -> pd.DataFrame:
-    """Return scores of groups of cells, each with its number of cells, as rows of a table of results."""
-    rows = [(group, metric, n, value) for group, (n, found) in groups.items() for metric, value in found.items()]
-    return pd.DataFrame(rows, columns=["group", "metric", "n", "value"])
 
 
 def choose_genes(cells: AnnData, method: Method, n_genes: int, *, published: bool) -> np.ndarray | None:
@@ -239,10 +192,10 @@ def make_published_judge(n_genes: int, step: float, draws: int) -> Callable[[Run
 
     def judge(run: Run) -> pd.DataFrame:
         real = score_real(run)
-        genes = choose_genes(draw_synthetic(run), "cv2", n_genes, published=True)
+        genes = choose_genes(thin_synthetic(run, run.held.n_obs), "cv2", n_genes, published=True)
         chosen = dict.fromkeys(real[AT_RANDOM], np.nan) if genes is None else score(run, genes)
         groups = {BY_SYNTHETIC: chosen, **real}
-        return rows_of({group: (run.held.n_obs, found) for group, found in groups.items()})
+        return score_rows({group: (run.held.n_obs, found) for group, found in groups.items()})
 
     return judge
 
@@ -264,36 +217,6 @@ def check_settings(path: Path, settings: Mapping[str, float]) -> None:
             raise UserError(f"{path} holds rows that were made with another {flag}: give another --out, or remove it")
 
 
-def show_beside(
-    rows: pd.DataFrame, group: str, references: Sequence[str], columns: Mapping[str, str], *, title: str
-) -> None:
-    """Print the means of one group of cells, a method a row; below, groups that are the same for every method.
-
-    Parameters
-    ----------
-    rows
-        With the columns `common.results.COLUMNS`.
-    group
-        The group of cells to show.
-    references
-        Groups whose values are the same for every method; each has a row of its own.
-    columns
-        Heading to metric.
-    """
-    chosen = rows[rows["metric"].isin(columns.values())]
-    shared = chosen[chosen["group"].isin(references)].sort_values("value")  # NaN last: of a control that failed
-    shared = shared.drop_duplicates(["dataset", "split", "seed", "group", "metric"])
-    chosen = pd.concat([chosen[chosen["group"] == group], shared.assign(method=shared["group"])])
-    for (dataset, split), found in summarise(chosen).groupby(["dataset", "split"], sort=False):
-        table = Table("", *columns, title=escape(f"{dataset}, {split}: {title}"))
-        decimals = {metric: decimals_of(of["mean"], of["sd"]) for metric, of in found.groupby("metric")}
-        by_cell = {(row["method"], row["metric"]): row for _, row in found.iterrows()}
-        for method in order_methods(found["method"], [*CONTROLS, *references]):
-            texts = (text_of(by_cell[method, metric], decimals[metric]) for metric in columns.values())
-            table.add_row(escape(method), *texts)
-        console.print(table)
-
-
 @run_script
 def main(argv: Sequence[str] | None = None) -> None:
     """Judge, draw, write, and show the means."""
@@ -313,9 +236,10 @@ def main(argv: Sequence[str] | None = None) -> None:
             joint_umap(run.held, run.synthetic, RESULTS_DIR / "figures" / name, seed=SEED)
             report("drawing", step, len(args.runs))
     if args.published:
-        show_beside(rows, BY_SYNTHETIC, [BY_TRAINING, AT_RANDOM], PUBLISHED_SHOWN, title=f"{HELD} on {BY_SYNTHETIC}")
+        shown, title = [BY_TRAINING, AT_RANDOM], f"{HELD} on {BY_SYNTHETIC}"
+        show_beside(rows, BY_SYNTHETIC, shown, PUBLISHED_SHOWN, controls=CONTROLS, title=title)
     else:
-        show_beside(rows, SYNTHETIC, [HELD], SHOWN, title=SYNTHETIC)
+        show_beside(rows, SYNTHETIC, [HELD], SHOWN, controls=CONTROLS, title=SYNTHETIC)
     drawn = f", pictures to {RESULTS_DIR / 'figures'}" if args.umap else ""
     console.print(f"wrote {escape(str(out))}{escape(drawn)}", soft_wrap=True)
 

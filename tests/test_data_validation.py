@@ -12,25 +12,23 @@ from sklearn.neighbors import kneighbors_graph
 
 from benchmarking.controls import all_zeros, real_half
 from common import clustering
-from common.clustering import RESOLUTIONS, cluster_blindly
+from common.clustering import RESOLUTIONS, cluster_and_score, cluster_blindly
+from common.comparison import thin_synthetic
+from common.data import types_of
 from common.errors import UserError
+from common.metrics.catalogue import HELD, SYNTHETIC
 from common.metrics.fidelity import compare_on
 from common.results import COLUMNS
 from common.runs import load_run
+from common.summary import show_beside
 from data_validation import data_validation
 from data_validation.data_validation import (
-    HELD,
     SCORES,
-    SYNTHETIC,
     choose_genes,
-    cluster_and_score,
-    draw_synthetic,
     make_judge,
     make_published_judge,
     published_grid,
     published_scores,
-    show_beside,
-    types_of,
 )
 
 
@@ -126,8 +124,8 @@ def test_real_half_is_the_training_cells(run):
 
 
 def test_no_more_synthetic_than_held_out_cells(run):
-    more = replace(run, synthetic=concat([run.synthetic] * 3, index_unique="-"))
-    thinned = draw_synthetic(more)
+    more = replace(run, synthetic=concat([run.synthetic] * 3, index_unique="-", uns_merge="first"))
+    thinned = thin_synthetic(more, run.held.n_obs)
     assert thinned.n_obs == run.held.n_obs and thinned.uns["scale"] == "counts"
     assert len(set(types_of(thinned))) == 3  # at random, not the first ones
 
@@ -219,7 +217,7 @@ def test_script_published(toy_runs, results, capsys):
 def test_a_control_that_failed_leaves_the_reference_whole(run, capsys):
     rows = make_judge()(run).assign(dataset="toy", split="halves", seed=0)
     rows = pd.concat([rows.assign(method="broken", value=np.nan), rows.assign(method="garage")])
-    show_beside(rows, SYNTHETIC, [HELD], {"ARI": "ari"}, title="synthetic")
+    show_beside(rows, SYNTHETIC, [HELD], {"ARI": "ari"}, controls=(), title="synthetic")
     shown = capsys.readouterr().out
     held = values(rows[rows["method"] == "garage"], HELD)["ari"]
     assert any(HELD in line and str(held)[:4] in line for line in shown.splitlines())

@@ -9,9 +9,11 @@ import pytest
 from biological_analysis import marker_gene_clustering
 from biological_analysis.marker_gene_clustering import ALL_TYPES_F1, AMONG, make_judge, score_alone, score_among
 from biological_analysis.markers import MarkerSource, choose_markers
+from common.clustering import cluster_and_score
+from common.data import types_of
+from common.metrics.catalogue import HELD, SYNTHETIC
 from common.metrics.fidelity import compare_on
 from common.runs import load_run
-from data_validation.data_validation import HELD, SYNTHETIC, cluster_and_score, types_of
 
 
 def blobs(types, seed):

@@ -11,6 +11,7 @@ Family = Literal[Computed, "published", "cost"]
 FAMILIES: tuple[Computed, ...] = get_args(Computed)
 
 ALL, RARE, SEEDS, OTHERS, HELD = "all cells", "rare cells", "seed cells", "other training cells", "held-out cells"
+SYNTHETIC = "synthetic cells"
 """groups of cells that a value is about; others are cell types"""
 Scores = dict[tuple[str, str], float]
 """(metric, group) -> value"""
