@@ -17,17 +17,10 @@ from sklearn.metrics import classification_report
 from benchmarking.controls import poisson
 from benchmarking.experiment import source_of
 from benchmarking.matrix import Job, split_of
-from biological_analysis import rare_cell_utility
-from biological_analysis.rare_cell_utility import (
-    LEARNERS,
-    Trial,
-    as_markdown,
-    judge,
-    score,
-    summarise_gains,
-    take_away,
-)
-from biological_analysis.rare_cell_utility import (
+from biological_analysis import rare_cell_trials, rare_cell_utility
+from biological_analysis.rare_cell_gains import as_markdown, summarise_gains
+from biological_analysis.rare_cell_trials import LEARNERS, Trial, judge, rare_trials, score, take_away
+from biological_analysis.rare_cell_trials import (
     testable_rare_types as rare_types_of,
 )
 from common.data import select_genes
@@ -47,7 +40,7 @@ def utility(tmp_path, monkeypatch, tiny_preset, capsys):
     monkeypatch.setattr(rare_cell_utility, "RESULTS_DIR", tmp_path)
     monkeypatch.setattr("common.metrics.fidelity.N_TREES", 20)
     monkeypatch.setattr("benchmarking.baseline.MOST_DRAWS", 2)
-    monkeypatch.setitem(rare_cell_utility.CLASSIFIERS, "forest", partial(RandomForestClassifier, 15))
+    monkeypatch.setitem(rare_cell_trials.CLASSIFIERS, "forest", partial(RandomForestClassifier, 15))
     make_toy().write_h5ad(tmp_path / "toy.h5ad")
 
     def run(*flags, seeds=2):
@@ -235,12 +228,12 @@ def judged(added, tmp_path, shift, seed=0):
 def test_cells_of_the_true_distribution_help_and_real_cells_alone_decide_on_the_features(tmp_path, monkeypatch):
     fitted = []
 
-    class Spy(rare_cell_utility.PCA):
+    class Spy(rare_cell_trials.PCA):
         def fit(self, X, y=None):
             fitted.append(len(X))
             return super().fit(X, y)
 
-    monkeypatch.setattr(rare_cell_utility, "PCA", Spy)
+    monkeypatch.setattr(rare_cell_trials, "PCA", Spy)
     alone = judged(None, tmp_path, shift=0.8)
     helped = judged(normal_cells(0, 56, 0.8, seed=7), tmp_path, shift=0.8)
     assert fitted == [64, 64]
@@ -262,22 +255,21 @@ def test_types_that_look_like_numbers_are_names(tmp_path):
     cells.obs["cell_type"] = cells.obs["cell_type"].cat.rename_categories({"B": "2338", "NK": "2339"})
     cells.write_h5ad(tmp_path / "toy.h5ad")
     job = Job(source_of(str(tmp_path / "toy.h5ad"), 10), 0.5, 0, "poisson", "poisson")
-    (trial,) = rare_cell_utility.rare_trials(job, rare_cell_utility.Args(amounts=(3,)))
+    (trial,) = rare_trials(job, amounts=(3,), again=False)
     found = judge(trial)
     assert set(found["group"]) == {RARE, ALL, "2339"} and found["value"].notna().all()
 
 
 def test_added_cells_are_what_was_asked_for_with_their_own_labels(tmp_path):
     job = toy_job(tmp_path, "bootstrap")
-    args = rare_cell_utility.Args(amounts=(1, 3), methods=("bootstrap",))
-    trials = rare_cell_utility.rare_trials(job, args)
+    trials = rare_trials(job, amounts=(1, 3), again=False)
     real = trials[0].run.train
     real = {tuple(row) for row in real[real.obs["cell_type"] == "NK"].X.toarray()}
     for trial, n in zip(trials, (4, 12), strict=True):
         added = trial.draw()
         assert added.n_obs == n and set(added.obs["cell_type"]) == {"NK"} and added.uns["scale"] == "counts"
         assert {tuple(row) for row in added.X.toarray()} <= real
-    only = rare_cell_utility.rare_trials(replace(job, generator="real_only", name="real_only"), args)
+    only = rare_trials(replace(job, generator="real_only", name="real_only"), amounts=(1, 3), again=False)
     assert [trial.setting for trial in only] == [{"amount": 0}] and only[0].draw() is None
 
 
@@ -325,8 +317,8 @@ def test_the_summary_for_people_has_the_rarest_type_and_the_rivals(planted):
 
 
 def test_cells_of_several_types_are_added_together(tmp_path, monkeypatch):
-    monkeypatch.setattr(rare_cell_utility, "testable_rare_types", lambda run: ["B", "NK"])
-    (trial,) = rare_cell_utility.rare_trials(toy_job(tmp_path, "smote"), rare_cell_utility.Args(amounts=(2,)))
+    monkeypatch.setattr(rare_cell_trials, "testable_rare_types", lambda run: ["B", "NK"])
+    (trial,) = rare_trials(toy_job(tmp_path, "smote"), amounts=(2,), again=False)
     added = trial.draw()
     assert added.obs["cell_type"].value_counts().to_dict() == {"B": 24, "NK": 8, "T": 0}
     assert added.obs_names.is_unique and trial.groups == {RARE: ["B", "NK"], "B": ["B"], "NK": ["NK"]}
