@@ -29,12 +29,11 @@ from common.cli import console, run_script
 from common.errors import UserError
 from common.generation import folder_of
 from common.metrics.catalogue import ALL, SEEDS
-from common.plotting import PALETTE, save
+from common.plotting import PALETTE, figures_of, save
 from common.results import keep_other_datasets
 from common.run import write_table
 from common.runs import read_record
 from common.summary import label_of
-from config import RESULTS_DIR
 
 FLOOR = "real_half"
 
@@ -118,7 +117,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     aggregate_losses.main(
         ["--runs", *map(str, sorted(folders)), "--out", str(args.out.with_name("leakage_losses.csv"))]
     )
-    figure = RESULTS_DIR / "figures" / "leakage.png"
+    figure = figures_of(args.out) / "leakage.png"
     save(plot_leakage(rows), figure)
     tell(outcomes, f"wrote {args.out}, leakage_seeds.csv beside it and {figure}")
 

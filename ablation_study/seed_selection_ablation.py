@@ -25,11 +25,10 @@ from ablation_study.variants import CONTROLS, SHOWN, WHOLE, VariantArgs, compare
 from benchmarking.experiment import tell
 from common.cli import run_script
 from common.metrics.catalogue import ALL
-from common.plotting import MARKERS, PALETTE, save
+from common.plotting import MARKERS, PALETTE, figures_of, save
 from common.results import keep_other_datasets, over_datasets
 from common.run import write_table
 from common.summary import label_of
-from config import RESULTS_DIR
 
 VARIANTS = {
     **dict([(WHOLE, ()), with_leakage(0)]),
@@ -81,7 +80,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     found = keep_other_datasets(path, compare_with_whole(rows, args.holdout))
     write_table(path, found)
     write_table(args.out.with_name(OVER_DATASETS), over_datasets(found))
-    figure = RESULTS_DIR / "figures" / "seed_selection.png"
+    figure = figures_of(args.out) / "seed_selection.png"
     shown = (found["group"] == ALL) & ~found["method"].isin(CONTROLS)  # so far off that the variants would be one
     save(plot_differences(found[shown]), figure)
     tell(outcomes, f"wrote {args.out}, {DIFFERENCES} and {OVER_DATASETS} beside it and {figure}")

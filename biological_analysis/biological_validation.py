@@ -59,7 +59,7 @@ from common.generation import print_notes
 from common.judging import judge_runs
 from common.metrics.catalogue import ALL, RARE
 from common.metrics.fidelity import compare_on
-from common.plotting import MARKERS, PALETTE, save
+from common.plotting import MARKERS, PALETTE, figures_of, save
 from common.results import KEYS, differences, keep_other_datasets, record
 from common.run import check_writable, write_table
 from common.runs import describe_split, identify
@@ -413,7 +413,7 @@ def validate_attention(args: Args) -> None:
     found = effects(types, markers)
     compared = compare_with_controls(found, args.holdout)
     write_table(paths[-1], keep_other_datasets(paths[-1], compared))
-    figure = RESULTS_DIR / "figures" / "biological_validation.png"
+    figure = figures_of(args.out) / "biological_validation.png"
     save(plot_enrichment(types), figure)
     show(found[found["group"].isin([ALL, RARE])], controls=CONTROLS)
     for sentence in tell(types, compared):

@@ -64,7 +64,7 @@ from common.cli import console, progress_bar, run_script
 from common.data import CellSource
 from common.errors import UserError
 from common.metrics.catalogue import ALL, RARE
-from common.plotting import save
+from common.plotting import figures_of, save
 from common.results import read_results
 from common.run import atomic, check_writable, write_table
 from common.runs import Run
@@ -143,7 +143,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     check_writable(args.out.parent)
     for job in {job.source: job for job in reversed(plan(args, ()))}.values():
         tell_types(args, split_of(job))
-    figures, outcomes, written = RESULTS_DIR / "figures", [], []
+    figures, outcomes, written = figures_of(args.out), [], []
     if args.amounts:
         make_trials = partial(rare_trials, amounts=args.amounts, again=args.again)
         outcomes += _perform_all(make_trials, (REAL_ONLY,), args, args.out)

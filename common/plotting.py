@@ -26,6 +26,11 @@ PCS, NEIGHBORS = 50, 15
 DPI = 200
 
 
+def figures_of(table: Path) -> Path:
+    """Return the folder for figures of a table: results/figures for one in results/tables, otherwise the table's."""
+    return table.parent.with_name("figures") if table.parent.name == "tables" else table.parent
+
+
 def joint_umap(real: AnnData, synthetic: AnnData, path: Path, *, seed: int) -> None:
     """Draw real and synthetic cells on one UMAP: real by type, synthetic by type, and both by origin.
 

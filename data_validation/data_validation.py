@@ -43,7 +43,7 @@ from common.judging import judge_runs, once_per_split
 from common.metrics.catalogue import HELD, SYNTHETIC
 from common.metrics.clustering import AGREEMENT, agreement
 from common.metrics.fidelity import compare_on, pooled_pcs
-from common.plotting import joint_umap
+from common.plotting import figures_of, joint_umap
 from common.results import read_results, score_rows
 from common.runs import Run, load_run
 from common.summary import show_beside
@@ -233,14 +233,14 @@ def main(argv: Sequence[str] | None = None) -> None:
         for step, folder in enumerate(args.runs if args.umap else (), start=1):
             run = load_run(folder)
             name = f"validation_{run.dataset}_{run.method}_seed{run.seed}.png"
-            joint_umap(run.held, run.synthetic, RESULTS_DIR / "figures" / name, seed=SEED)
+            joint_umap(run.held, run.synthetic, figures_of(out) / name, seed=SEED)
             report("drawing", step, len(args.runs))
     if args.published:
         shown, title = [BY_TRAINING, AT_RANDOM], f"{HELD} on {BY_SYNTHETIC}"
         show_beside(rows, BY_SYNTHETIC, shown, PUBLISHED_SHOWN, controls=CONTROLS, title=title)
     else:
         show_beside(rows, SYNTHETIC, [HELD], SHOWN, controls=CONTROLS, title=SYNTHETIC)
-    drawn = f", pictures to {RESULTS_DIR / 'figures'}" if args.umap else ""
+    drawn = f", pictures to {figures_of(out)}" if args.umap else ""
     console.print(f"wrote {escape(str(out))}{escape(drawn)}", soft_wrap=True)
 
 

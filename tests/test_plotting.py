@@ -1,6 +1,7 @@
 """The picture of a run is written whole, with real cells from where the run had them; a missing run is said."""
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -10,6 +11,7 @@ from matplotlib.image import imread
 from scipy import sparse
 
 from analysis import plot_umap
+from common.plotting import figures_of
 from common.runs import read_source
 
 TYPES = np.repeat(["B", "T", "rare"], [20, 19, 1])
@@ -32,6 +34,11 @@ def run(tmp_path):
     source = {"input": str(tmp_path / "mine.h5ad"), "expression_csv": None, "labels_csv": None, "n_top_genes": 6}
     (folder / "run.json").write_text(json.dumps({"source": source}))
     return folder
+
+
+def test_figures_lie_where_tables_do():
+    assert figures_of(Path("results/tables/ablation.csv")) == Path("results/figures")
+    assert figures_of(Path("mine/ablation.csv")) == Path("mine")
 
 
 @pytest.mark.slow

@@ -37,7 +37,6 @@ def utility(tmp_path, monkeypatch, tiny_preset, capsys):
     few = replace(BASELINES["gan"]["tuned"], budget=3, generator_hidden=(4,), critic_hidden=(4,))
     monkeypatch.setitem(BASELINES["gan"], "tuned", few)
     monkeypatch.setattr("common.generation.RESULTS_DIR", tmp_path)
-    monkeypatch.setattr(rare_cell_utility, "RESULTS_DIR", tmp_path)
     monkeypatch.setattr("common.metrics.fidelity.N_TREES", 20)
     monkeypatch.setattr("benchmarking.baseline.MOST_DRAWS", 2)
     monkeypatch.setitem(rare_cell_trials.CLASSIFIERS, "forest", partial(RandomForestClassifier, 15))
@@ -78,7 +77,7 @@ def test_rare_cells_end_to_end(utility):
     nk, rare = (table[table["group"] == group]["value"].to_numpy() for group in ("NK", RARE))
     assert (nk == rare).all()  # the only rare type
     assert (table.loc[table["method"] == "garage", "leakage"] == GarageParams().leakage).all()
-    assert (folder / "figures" / "rare_cell_utility.png").stat().st_size > 0
+    assert (folder / "rare_cell_utility.png").stat().st_size > 0
     assert not (folder / "rare_cell_downsampling.csv").exists()
 
     # the benchmark's own runs are taken, and nothing is done twice
@@ -115,7 +114,7 @@ def test_down_sampling_end_to_end(utility):
     assert f1["real_half"] > f1["real_only"]
     coverage = fidelity[fidelity["score"] == "coverage_pcs"].groupby("method")["value"].mean()
     assert coverage["real_half"] > max(0.8, coverage["gan"])
-    assert (folder / "figures" / "rare_cell_downsampling.png").stat().st_size > 0
+    assert (folder / "rare_cell_downsampling.png").stat().st_size > 0
     assert not (folder / "rare.csv").exists() and not (folder / "synthetic" / "toy" / "smote").exists()
     assert "0 judged, 5 known" in utility(*flags, seeds=1)[1]
 

@@ -38,7 +38,7 @@ from common.errors import UserError
 from common.generation import load_split
 from common.metrics import fidelity
 from common.metrics.catalogue import ALL, METRICS
-from common.plotting import save
+from common.plotting import figures_of, save
 from common.results import KEYS, read_results, record
 from common.runs import describe_split
 from config import RESULTS_DIR, GarageParams, PaperParams
@@ -71,8 +71,6 @@ class Options:
     """iterations between two judgements of it"""
     out: Path = RESULTS_DIR / "tables" / "performance_quality.csv"
     """table to write; rows of other runs in it are kept"""
-    figures: Path = RESULTS_DIR / "figures"
-    """folder of the figure"""
 
 
 def timed(train_and_draw: Callable[[int], AnnData], epochs: Sequence[int]) -> Drawn:
@@ -198,7 +196,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             console.print(f"{method}, seed {seed}, {steps} steps, {seconds:.1f} s: {shown}")
     table = read_results(options.out, made_by="this command")
     table = table[(table["dataset"] == dataset) & (table["split"] == keys[1])]
-    figure = options.figures / f"performance_quality_{dataset}.png"
+    figure = figures_of(options.out) / f"performance_quality_{dataset}.png"
     save(plot(table), figure)
     if "garage" in set(table["method"]):
         for other in sorted(set(table["method"]) - {"garage"}):
