@@ -16,8 +16,6 @@ import numpy as np
 import scipy.sparse as sp
 import torch
 import torch.nn.functional as F
-from sklearn.decomposition import PCA
-from sklearn.linear_model import LogisticRegression
 from torch import Tensor, nn
 
 from common.cli import Reporter
@@ -26,6 +24,7 @@ from common.run import Checkpoint, no_checkpoint
 from common.scale import Scale
 from config import PaperParams
 from data_generation.calibration import interpolate, quantile_levels, weighted_quantiles
+from data_generation.labeller import MOST_DRAWS, Labeller
 from data_generation.seeded_gan import TrainingCells
 from data_generation.synthesis import Portion
 
@@ -224,19 +223,14 @@ def sample(generator: Generator, seeds: Tensor, n_cells: int, *, rng: torch.Gene
     return generator(torch.cat([noise, seeds])), torch.arange(n_cells, device=seeds.device) >= n_noise
 
 
-LABEL_PCS = 30  # principal components on which generated cells are labelled
-MOST_DRAWS = 50  # times the cells asked for: how long to wait for a type that the generator hardly makes
-
-
 @dataclass
 class PublishedGan:
     """The published generator with what it lacks: cell types, and the way back to the input's scale.
 
-    It is not told what type to make. A classifier trained on the training cells (logistic regression on principal
-    components) labels what comes out; a composition that is asked for is met by drawing until it is.
+    It is not told what type to make. A classifier trained on the training cells labels what comes out; a composition
+    that is asked for is met by drawing until it is.
 
-    Shapes: seeds (n_seeds, n_genes), sizes (n_levels,), project (n_genes, n_pcs), classify (n_pcs, n_types), and their
-    offsets (n_pcs,) and (n_types,).
+    Shapes: seeds (n_seeds, n_genes), sizes (n_levels,).
     """
 
     generator: Generator
@@ -245,48 +239,31 @@ class PublishedGan:
     seeds: Tensor
     sizes: Tensor
     """quantiles of the training cells' log library size"""
-    project: Tensor
-    project_offset: Tensor
-    classify: Tensor
-    classify_offset: Tensor
+    labeller: Labeller
+    """of type codes"""
 
     @classmethod
     def of(cls, training: Training, cells: TrainingCells, seeds: Tensor) -> "PublishedGan":
         """Add classifier and library sizes to a finished training; `seeds` in the order of their rank."""
-        X, y = training.batch[: cells.n_cells], cells.types
-        n_types, n_pcs = int(y.max()) + 1, min(LABEL_PCS, min(X.shape) - 1)
-        pca = PCA(n_pcs, svd_solver="full").fit(X.cpu().numpy())
-        weights, offset = np.zeros((n_pcs, n_types)), np.zeros(n_types)
-        if n_types > 1:
-            labeller = LogisticRegression(max_iter=1000).fit(pca.transform(X.cpu().numpy()), y.cpu().numpy())
-            if n_types == 2:  # scikit-learn keeps one row for two classes
-                weights[:, 1], offset[1] = labeller.coef_[0], labeller.intercept_[0]
-            else:
-                weights, offset = labeller.coef_.T, labeller.intercept_
+        X, types = training.batch[: cells.n_cells], cells.types
+        labeller = Labeller.of(X.cpu().numpy(), types.cpu().numpy())
         size = cells.size.squeeze(1)
         sizes = weighted_quantiles(size[None], torch.ones_like(size)[None], quantile_levels().to(X.device))[0]
-        tensors = [torch.as_tensor(a, dtype=X.dtype, device=X.device) for a in (
-            pca.components_.T, -pca.mean_ @ pca.components_.T, weights, offset,
-        )]  # fmt: skip
         generator = training.generator.eval().requires_grad_(False)
-        return cls(generator, cells.scale, cells.target_sum, seeds, sizes, *tensors)
+        return cls(generator, cells.scale, cells.target_sum, seeds, sizes, labeller)
 
-    def _draw(self, n_cells: int, rng: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
+    @torch.no_grad()
+    def draw_freely(self, n_cells: int, rng: torch.Generator) -> Portion:
+        """Draw cells of whatever types come, as published: cells, their type codes, and a mask: true for seed rows."""
         x, from_seed = sample(self.generator, self.seeds, n_cells, rng=rng)
-        types = ((x @ self.project + self.project_offset) @ self.classify + self.classify_offset).argmax(1)
+        types = self.labeller.label(x.cpu().numpy())
         if self.scale != "scaled":
             x = x.clamp_min(0.0)  # the published generator is free to go below
         if self.scale == "counts":
             chance = torch.rand((1, n_cells), generator=rng, device=x.device)
             size = interpolate(chance, quantile_levels().to(x.device)[None], self.sizes[None]).T.exp()
             x = (x.expm1() * (size / self.target_sum)).round()
-        return x, types, from_seed
-
-    @torch.no_grad()
-    def draw_freely(self, n_cells: int, rng: torch.Generator) -> Portion:
-        """Draw cells of whatever types come, as published: cells, their type codes, and a mask: true for seed rows."""
-        x, types, from_seed = (part.cpu().numpy() for part in self._draw(n_cells, rng))
-        return sp.csr_matrix(x), types, from_seed
+        return sp.csr_matrix(x.cpu().numpy()), types, from_seed.cpu().numpy()
 
     def draw(self, quota: np.ndarray, rng: torch.Generator) -> Iterator[Portion]:
         """Draw cells, so many of each type, in one portion; shapes as of `SeededGan.draw`.
@@ -320,7 +297,7 @@ class PublishedGan:
 
     def state(self) -> dict[str, Any]:
         """Return everything as tensors, numbers, strings, lists and dicts."""
-        return {**vars(self), "generator": self.generator.state_dict()}
+        return {**vars(self), "generator": self.generator.state_dict(), "labeller": self.labeller.content()}
 
     @classmethod
     def from_state(
@@ -330,4 +307,5 @@ class PublishedGan:
         state = {name: value.to(device) if isinstance(value, Tensor) else value for name, value in state.items()}
         generator = Generator(state["seeds"].shape[1], params)
         generator.load_state_dict(state["generator"])
-        return cls(**{**state, "generator": generator.to(device).eval().requires_grad_(False)})
+        generator.to(device).eval().requires_grad_(False)
+        return cls(**{**state, "generator": generator, "labeller": Labeller.from_content(state["labeller"])})
