@@ -98,7 +98,7 @@ def plot_leakage(rows: pd.DataFrame) -> Figure:
 
 
 @run_script
-def main(argv: Sequence[str] | None = None) -> None:
+def main(argv: list[str]) -> None:
     """Run, gather the losses, count the seeds, draw."""
     args: Args = tyro.cli(Args, args=argv, description=__doc__, config=(tyro.conf.OmitArgPrefixes,))
     if not args.leakages or not all(0 <= leakage <= 1 for leakage in args.leakages):

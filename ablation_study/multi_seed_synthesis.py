@@ -110,7 +110,7 @@ def compare_spread(by_seed: pd.DataFrame, by_split: pd.DataFrame) -> pd.DataFram
 
 
 @run_script
-def main(argv: Sequence[str] | None = None) -> None:
+def main(argv: list[str]) -> None:
     """Run the seeds, compare what they chose and how they fared."""
     args: Args = tyro.cli(Args, args=argv, description=__doc__, config=(tyro.conf.OmitArgPrefixes,))
     name = f"{WHOLE}_split{args.split_seed}"

@@ -14,8 +14,6 @@ Writes: results/tables/ablation.csv as it goes, results/synthetic/<dataset>/<var
         results/figures/seed_selection.png
 """
 
-from collections.abc import Sequence
-
 import numpy as np
 import pandas as pd
 import tyro
@@ -72,7 +70,7 @@ def plot_differences(table: pd.DataFrame) -> Figure:
 
 
 @run_script
-def main(argv: Sequence[str] | None = None) -> None:
+def main(argv: list[str]) -> None:
     """Run the variants, compare, draw."""
     args: VariantArgs = tyro.cli(VariantArgs, args=argv, description=__doc__, config=(tyro.conf.OmitArgPrefixes,))
     outcomes, rows = run_variants(VARIANTS, args)

@@ -12,7 +12,6 @@ Writes: results/tables/losses.csv: dataset, split, seed, method, leakage, term, 
 """
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -79,7 +78,7 @@ def summarise_term(values: pd.Series) -> dict[str, float]:
 
 
 @run_script
-def main(argv: Sequence[str] | None = None) -> None:
+def main(argv: list[str]) -> None:
     """Read, write both tables, and show how the terms ended."""
     args: Args = tyro.cli(Args, args=argv, description=__doc__, config=(tyro.conf.OmitArgPrefixes,))
     rows: list[dict[str, object]] = []

@@ -67,7 +67,7 @@ class Args:
 
 
 @run_script
-def main(argv: Sequence[str] | None = None) -> None:
+def main(argv: list[str]) -> None:
     """Read, summarise, and write the tables of each data set."""
     args: Args = tyro.cli(Args, args=argv, description=__doc__, config=(tyro.conf.OmitArgPrefixes,))
     table = read_results(args.table, made_by="python analysis/evaluate.py --runs DIR..., or the script of that table")

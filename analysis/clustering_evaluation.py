@@ -140,7 +140,7 @@ def score_sets(cells: AnnData, sets: GeneSets, *, seed: int) -> dict[tuple[str, 
 
 
 @run_script
-def main(argv: Sequence[str] | None = None) -> None:
+def main(argv: list[str]) -> None:
     """Judge, write, and show the means."""
     args = tyro.cli(Args, args=argv, description=__doc__, config=(tyro.conf.OmitArgPrefixes,))
     settings = {"n_genes": args.n_genes, "draws": args.draws}

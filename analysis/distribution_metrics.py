@@ -6,7 +6,6 @@ Writes: results/tables/distribution_metrics.csv: dataset, split, seed, method, g
         compared), value
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -62,7 +61,7 @@ def distribution_distances(run: Run) -> pd.DataFrame:
 
 
 @run_script
-def main(argv: Sequence[str] | None = None) -> None:
+def main(argv: list[str]) -> None:
     """Judge, write, and show the means."""
     args: Args = tyro.cli(Args, args=argv, description=__doc__, config=(tyro.conf.OmitArgPrefixes,))
     controls = load_controls(args.controls)

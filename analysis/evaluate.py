@@ -5,7 +5,6 @@ Reads:  cells.h5ad, heldout.csv, seeds.csv and run.json of each run, and the rea
 Writes: results/tables/evaluation.csv: dataset, split, seed, method, group, metric, n, value
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -42,7 +41,7 @@ class Args:
 
 
 @run_script
-def main(argv: Sequence[str] | None = None) -> None:
+def main(argv: list[str]) -> None:
     """Judge, write, and show the means."""
     args = tyro.cli(Args, args=argv, description=__doc__, config=(tyro.conf.OmitArgPrefixes,))
     controls = load_controls(args.controls)

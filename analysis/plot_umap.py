@@ -5,7 +5,6 @@ Reads:  cells.h5ad and run.json of the run, and the real cells from where the ru
 Writes: results/figures/umap_<dataset>_<method>_seed<k>.png
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -31,7 +30,7 @@ class Args:
 
 
 @run_script
-def main(argv: Sequence[str] | None = None) -> None:
+def main(argv: list[str]) -> None:
     """Reload the real cells, draw both kinds, and say what was written."""
     args = tyro.cli(Args, args=argv, description=__doc__)
     run = args.run.resolve()

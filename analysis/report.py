@@ -60,7 +60,7 @@ class Args:
 
 
 @run_script
-def main(argv: Sequence[str] | None = None) -> None:
+def main(argv: list[str]) -> None:
     """Read, judge, draw, write, and say what was written."""
     args = tyro.cli(Args, args=argv, description=__doc__, config=(tyro.conf.OmitArgPrefixes,))
     out = args.out or args.run / "report.html"

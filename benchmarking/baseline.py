@@ -3,7 +3,6 @@
 Generators that are not told cell types are `Unconditional`; a classifier labels what they make.
 """
 
-import sys
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -229,14 +228,13 @@ def script(
     """
 
     @run_script
-    def main(argv: Sequence[str] | None = None) -> None:
+    def main(argv: list[str]) -> None:
         """Learn from the cells, draw, and write the run's folder."""
-        argv = list(sys.argv[1:] if argv is None else argv)
         args = parse(method, argv, doc)
         check_seed(args)
         if args.source.on_disk:
             raise UserError("a baseline learns from all cells in memory: leave out --on-disk")
-        with speaking(quiet=args.quiet, json=args.json):
+        with speaking(json=args.json):
             if args.from_ is not None:
                 draw_more(args, argv)
             else:

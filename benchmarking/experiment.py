@@ -10,7 +10,7 @@ from rich.markup import escape
 
 from benchmarking.matrix import LOG, Job, Outcome, perform_all
 from common.checks import existing, nearest
-from common.cli import console, errors, progress_bar
+from common.cli import complain, console, progress_bar
 from common.data import CellSource
 from common.errors import UserError
 from common.generation import folder_of
@@ -99,7 +99,7 @@ def tell(outcomes: Sequence[Outcome], then: str) -> None:
         folder = folder_of(None, outcome.dataset, outcome.job.name, outcome.job.seed)
         more = f" (see {folder / LOG})" if (folder / LOG).exists() else ""
         who = f"{outcome.job.method} on {outcome.dataset}, seed {outcome.job.seed}"
-        errors.print(f"[red]failed:[/] {escape(f'{who}: {outcome.reason}{more}')}", soft_wrap=True)
+        complain("failed", f"{who}: {outcome.reason}{more}")
     counts = {status: sum(o.status == status for o in outcomes) for status in ("judged", "known", "failed")}
     told = ", ".join(f"{n} {status}" for status, n in counts.items())
     console.print(escape(f"{told}; {then}"), soft_wrap=True, highlight=False)

@@ -90,7 +90,7 @@ def plan(args: Args) -> list[Job]:
 
 
 @run_script
-def main(argv: Sequence[str] | None = None) -> None:
+def main(argv: list[str]) -> None:
     """Run the matrix, say what failed, and show the means.
 
     Raises

@@ -123,7 +123,7 @@ def rank_trials(rows: pd.DataFrame) -> pd.DataFrame:
 
 
 @run_script
-def main(argv: Sequence[str] | None = None) -> None:
+def main(argv: list[str]) -> None:
     """Run the trials, and write their table."""
     args: Args = tyro.cli(Args, args=argv, description=__doc__, config=(tyro.conf.OmitArgPrefixes,))
     choose_methods(args.methods)

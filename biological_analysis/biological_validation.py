@@ -32,7 +32,6 @@ Writes: results/tables/biological_validation.csv: dataset, split, seed, method (
         results/figures/biological_validation.png
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -435,7 +434,7 @@ def validate_runs(args: Args) -> None:
 
 
 @run_script
-def main(argv: Sequence[str] | None = None) -> None:
+def main(argv: list[str]) -> None:
     """Test attention, then synthetic cells."""
     args: Args = tyro.cli(Args, args=argv, description=__doc__, config=(tyro.conf.OmitArgPrefixes,))
     if not args.datasets and not args.runs:

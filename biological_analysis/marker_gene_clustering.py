@@ -13,7 +13,7 @@ Writes: results/tables/marker_gene_clustering.csv: dataset, split, seed, method,
         or synthetic among held-out cells), metric, n (cells), value, markers
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -143,7 +143,7 @@ def score_among(
 
 
 @run_script
-def main(argv: Sequence[str] | None = None) -> None:
+def main(argv: list[str]) -> None:
     """Judge, write, and show the means."""
     args: Args = tyro.cli(Args, args=argv, description=__doc__, config=(tyro.conf.OmitArgPrefixes,))
     check_same_markers(args.out, {identify(folder)[0] for folder in args.runs}, args.genes)

@@ -128,7 +128,7 @@ def tell_types(args: Args, run: Run) -> None:
 
 
 @run_script
-def main(argv: Sequence[str] | None = None) -> None:
+def main(argv: list[str]) -> None:
     """Judge, compare, draw, and show the means.
 
     Raises

@@ -18,12 +18,13 @@ console = Console(highlight=False, emoji=False, width=None if sys.stdout.isatty(
 errors = Console(stderr=True, highlight=False, emoji=False)
 
 EVERYWHERE = """\
-Every script also takes --version, and --tyro-write-completion {bash,zsh,tcsh} FILE, which writes what completes its
-flags in a shell. Colours and bars are for terminals; NO_COLOR=1 leaves out the colours."""
+Every script also takes --quiet, which shows what went wrong and nothing else, --version, and --tyro-write-completion
+{bash,zsh,tcsh} FILE, which writes what completes its flags in a shell. Colours and bars are for terminals; NO_COLOR=1
+leaves out the colours."""
 
 
-def run_script(main: Callable[[Sequence[str] | None], None]) -> Callable[..., None]:
-    """Decorate `main(argv)` of a script: what is no bug becomes one line on stderr; --version is answered here.
+def run_script(main: Callable[[list[str]], None]) -> Callable[..., None]:
+    """Decorate `main(argv)` of a script: what is no bug becomes one line on stderr; --version and --quiet are seen to.
 
     Raises
     ------
@@ -33,12 +34,14 @@ def run_script(main: Callable[[Sequence[str] | None], None]) -> Callable[..., No
 
     @functools.wraps(main)
     def wrapped(argv: Sequence[str] | None = None) -> None:
-        words = sys.argv[1:] if argv is None else argv
+        words = list(sys.argv[1:] if argv is None else argv)
         if "--version" in words:
             print("garage-scrna", version("garage-scrna"))
             return
+        quiet = "--quiet" in words
         try:
-            main(argv)
+            with speaking(quiet=quiet):
+                main([word for word in words if word != "--quiet"])
         except SystemExit as left:
             if not left.code and {"-h", "--help"} & set(words):
                 console.print(EVERYWHERE, soft_wrap=True, markup=False)
@@ -46,7 +49,7 @@ def run_script(main: Callable[[Sequence[str] | None], None]) -> Callable[..., No
         except UserError as error:
             _refuse(str(error))
         except KeyboardInterrupt as stop:
-            errors.print(": ".join(["stopped", *stop.args]), soft_wrap=True)
+            complain("stopped", *stop.args)
             sys.exit(130)
         except Exception as error:
             if is_out_of_memory(error):
@@ -60,18 +63,25 @@ def run_script(main: Callable[[Sequence[str] | None], None]) -> Callable[..., No
 
 
 def _refuse(message: str) -> NoReturn:
-    errors.print(f"[bold red]error:[/] {escape(' '.join(message.split()))}", soft_wrap=True)
+    complain("error", message)
     sys.exit(2)
 
 
+def complain(kind: str, message: str = "") -> None:
+    """Say what went wrong, --quiet or not, in one line that starts with its kind."""
+    told = f"[bold red]{kind}{':' if message else ''}[/] {escape(' '.join(message.split()))}"
+    Console(stderr=True, highlight=False, emoji=False).print(told.rstrip(), soft_wrap=True)
+
+
 @contextmanager
-def speaking(*, quiet: bool, json: bool = False) -> Iterator[None]:
-    """Within a block show nothing but errors, or leave stdout to a JSON object."""
-    console.quiet, errors.quiet = quiet or json, quiet
+def speaking(*, quiet: bool = False, json: bool = False) -> Iterator[None]:
+    """Within a block show nothing but what went wrong (`complain`), or leave stdout to a JSON object."""
+    before = console.quiet, errors.quiet
+    console.quiet, errors.quiet = console.quiet or quiet or json, errors.quiet or quiet
     try:
         yield
     finally:
-        console.quiet = errors.quiet = False
+        console.quiet, errors.quiet = before
 
 
 class Reporter(Protocol):

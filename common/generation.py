@@ -63,8 +63,6 @@ class GeneratorArgs(Generic[P]):
     """draw from the finished run in this folder, without training"""
     dry_run: bool = False
     """tell the parameters of the run and estimate its time and memory by a short trial; write nothing"""
-    quiet: bool = False
-    """show errors only"""
     json: bool = False
     """print one JSON object about the run on stdout, and words on stderr only"""
 

@@ -8,7 +8,6 @@ An interrupted download goes on where it stopped: what has come so far is kept a
 only when its SHA-256 is the published one.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -43,7 +42,7 @@ class Args:
 
 
 @run_script
-def main(argv: Sequence[str] | None = None) -> None:
+def main(argv: list[str]) -> None:
     """Fetch what the flags ask for, and say what was written."""
     args = tyro.cli(Args, args=argv, description=__doc__)
     choices = [*DATASETS, "all"]

@@ -9,7 +9,6 @@ Several processes:  torchrun --nproc-per-node 2 data_generation/garage.py, and t
 The work is done by `fit()` and `sample()` of `model.py`, which importers find here too.
 """
 
-import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
@@ -259,12 +258,11 @@ def _train_and_draw(args: Args, argv: list[str], team: Team) -> None:
 
 
 @run_script
-def main(argv: Sequence[str] | None = None) -> None:
+def main(argv: list[str]) -> None:
     """Run the script."""
-    argv = list(sys.argv[1:] if argv is None else argv)
     args = parse(argv)
     check_seed(args)
-    with joined(args.device) as team, speaking(quiet=args.quiet or not team.leads, json=args.json):
+    with joined(args.device) as team, speaking(quiet=not team.leads, json=args.json):
         if args.from_ is None:
             _train_and_draw(args, argv, team)
         elif team.leads:  # drawing takes one process

@@ -10,7 +10,6 @@ Floor is what real cells score that are not the held-out ones. To lie below it i
 they are distances from the training cells, on values that were divided by numbers of cells.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -67,7 +66,7 @@ def transport_distances(run: Run) -> pd.DataFrame:
 
 
 @run_script
-def main(argv: Sequence[str] | None = None) -> None:
+def main(argv: list[str]) -> None:
     """Judge, write, and show the means."""
     args: Args = tyro.cli(Args, args=argv, description=__doc__, config=(tyro.conf.OmitArgPrefixes,))
     controls = load_controls(args.controls)

@@ -218,7 +218,7 @@ def check_settings(path: Path, settings: Mapping[str, float]) -> None:
 
 
 @run_script
-def main(argv: Sequence[str] | None = None) -> None:
+def main(argv: list[str]) -> None:
     """Judge, draw, write, and show the means."""
     args = tyro.cli(Args, args=argv, description=__doc__, config=(tyro.conf.OmitArgPrefixes,))
     settings = _settings(args)

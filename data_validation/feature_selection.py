@@ -18,7 +18,6 @@ Writes: results/tables/features_<dataset>_<method>_seed<k>.csv: dataset, method,
         score; with --published it ends in _published.csv
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -284,7 +283,7 @@ def expressed_genes(cells: AnnData) -> pd.Index:
 
 
 @run_script
-def main(argv: Sequence[str] | None = None) -> None:
+def main(argv: list[str]) -> None:
     """Choose, write the table, and say how far the choices agree."""
     args = tyro.cli(Args, args=argv, description=__doc__, config=(tyro.conf.OmitArgPrefixes,))
     if not args.method:

@@ -5,7 +5,6 @@ Reads:  nothing
 Writes: img/overview.svg, which is light or dark as the reader's screen is
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -184,7 +183,7 @@ def draw() -> str:
 
 
 @run_script
-def main(argv: Sequence[str] | None = None) -> None:
+def main(argv: list[str]) -> None:
     """Draw, and write."""
     args = tyro.cli(Args, args=argv, description=__doc__)
     with atomic(args.out) as part:

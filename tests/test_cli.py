@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from benchmarking.baseline import load_method
-from common.cli import console, errors, progress_bar, run_script, speaking
+from common.cli import complain, console, errors, progress_bar, run_script, speaking
 from common.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -86,11 +86,12 @@ def test_bugs_are_not_hidden():
         run_script(main)([])
 
 
-def test_arguments_reach_main():
+def test_arguments_reach_main(monkeypatch):
     seen = []
     run_script(seen.append)(["--flag"])
+    monkeypatch.setattr(sys, "argv", ["script.py", "--other"])
     run_script(seen.append)()
-    assert seen == [["--flag"], None]
+    assert seen == [["--flag"], ["--other"]]
 
 
 def test_progress_names_stages_and_values(capsys):
@@ -109,6 +110,20 @@ def test_the_version_stands_in_one_place(capsys):
     version = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
     assert capsys.readouterr().out == f"garage-scrna {version}\n"
     assert re.search(r"^version: (.*)$", (ROOT / "CITATION.cff").read_text(), re.MULTILINE)[1] == version
+
+
+def test_quiet_is_for_every_script_and_hides_nothing_that_went_wrong(capsys):
+    @run_script
+    def main(argv):
+        assert argv == ["--seed", "1"]
+        console.print("out")
+        errors.print("note")
+        complain("failed", "gan on toy, [seed] 1")
+
+    main(["--seed", "--quiet", "1"])
+    assert capsys.readouterr() == ("", "failed: gan on toy, [seed] 1\n")
+    console.print("out")
+    assert capsys.readouterr().out == "out\n"
 
 
 def test_help_tells_what_every_script_takes(capsys):
@@ -134,7 +149,7 @@ def test_who_is_heard(capsys, flags, heard):
         with progress_bar() as report:
             report("stage", 1, 1)
 
-    with pytest.raises(ZeroDivisionError), speaking(**{"quiet": False, **flags}):
+    with pytest.raises(ZeroDivisionError), speaking(**flags):
         talk()
         raise ZeroDivisionError
     out, err = capsys.readouterr()

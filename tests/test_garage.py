@@ -319,7 +319,7 @@ SOURCE = {
 ARGS = {
     "preset": "paper", "seed": 7, "device": "cpu", "name": "variant", "out": Path("folder"), "n_cells": 9,
     "cell_type": "R", "proportions": "uniform", "fractions": True, "holdout": 0.25, "split_seed": 3,
-    "csv": False, "resume": True, "from_": Path("there"), "dry_run": True, "quiet": True, "json": True,
+    "csv": False, "resume": True, "from_": Path("there"), "dry_run": True, "json": True,
 }  # fmt: skip
 
 

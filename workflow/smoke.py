@@ -11,7 +11,6 @@ Writes: results/smoke/: the copy, with results/ as the Snakefile describes it
 import shutil
 import subprocess
 import sys
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -62,7 +61,7 @@ def copy_tree(out: Path) -> None:
 
 
 @run_script
-def main(argv: Sequence[str] | None = None) -> None:
+def main(argv: list[str]) -> None:
     """Copy, then let Snakemake make everything there.
 
     Raises

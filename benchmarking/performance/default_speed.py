@@ -64,7 +64,7 @@ def run_garage(flags: Sequence[str], out: Path) -> tuple[float, float]:
 
 
 @run_script
-def main(argv: Sequence[str] | None = None) -> None:
+def main(argv: list[str]) -> None:
     """Measure, print and write the table."""
     options = tyro.cli(Options, args=argv, config=(tyro.conf.OmitArgPrefixes,))
     cells, params, rows = load_cells(options.source), PaperParams(), []

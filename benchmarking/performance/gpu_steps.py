@@ -11,7 +11,7 @@ Writes: results/tables/performance_gpu.csv: device, cells, genes, phase, how, ms
 """
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -100,7 +100,7 @@ def rounds_of(step: Callable[[], Any], options: Options) -> tuple[float, list[fl
 
 @run_script
 @deterministic()  # as fit is
-def main(argv: Sequence[str] | None = None) -> None:
+def main(argv: list[str]) -> None:
     """Time each phase in each way."""
     options = tyro.cli(Options, args=argv, description=__doc__, config=(tyro.conf.OmitArgPrefixes,))
     if not torch.cuda.is_available():

@@ -8,7 +8,7 @@ Writes: results/tables/performance_paper.csv
 """
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -49,7 +49,7 @@ def iterations_per_second(iterate: Callable[[], object], iterations: int) -> flo
 
 
 @run_script
-def main(argv: Sequence[str] | None = None) -> None:
+def main(argv: list[str]) -> None:
     """Measure, print and write the table."""
     options = tyro.cli(Options, args=argv)
     if options.threads:

@@ -170,7 +170,7 @@ def plot(table: pd.DataFrame) -> Figure:
 
 
 @run_script
-def main(argv: Sequence[str] | None = None) -> None:
+def main(argv: list[str]) -> None:
     """Train and judge in turns, write rows as they come, and tell the ratios."""
     options = tyro.cli(Options, args=argv, description=__doc__, config=(tyro.conf.OmitArgPrefixes,))
     if not 0 < options.holdout < 1:

@@ -145,7 +145,7 @@ def run(at: dict[str, int | bool], flags: Sequence[str], out: Path) -> dict[str,
 
 
 @run_script
-def main(argv: Sequence[str] | None = None) -> None:
+def main(argv: list[str]) -> None:
     """Make the cells, run, and write each row as it comes."""
     options = tyro.cli(Options, args=argv, description=__doc__, config=(tyro.conf.OmitArgPrefixes,))
     real = load_cells(CellSource(input=options.input, label_key=options.label_key))
