@@ -118,7 +118,7 @@ def _utility(run: Run, train: View, held: View, drawn: View, rare: list[str]) ->
     return recovered | (
         utility.train_on_synthetic(*synthetic, *unseen, rare=rare, seed=run.seed)
         | utility.augmentation(*chain.from_iterable(augmented), rare=rare, seed=run.seed)
-        | utility.label_agreement(*real, *synthetic, rare=rare, seed=run.seed)
+        | utility.label_agreement(*real, *synthetic, *unseen, rare=rare, seed=run.seed)
     )
 
 

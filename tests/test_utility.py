@@ -85,17 +85,34 @@ def test_augmentation_gains_what_training_lacks_and_nothing_from_copies():
     assert harm["augmentation_f1", ALL] < 0
 
 
-def test_label_agreement_counts_the_labels_that_are_right():
+def agreement_gap(cells, labels, held, held_labels=NAMES):
+    return label_agreement(blobs(0), NAMES, cells, labels, held, held_labels, rare=["C"], seed=0)
+
+
+def test_labels_are_to_agree_as_often_as_those_of_held_out_cells():
     labels = NAMES.copy()
-    labels[:10] = "B"  # ten of forty A
-    scores = label_agreement(blobs(0), NAMES, blobs(1), labels, rare=["C"], seed=0)
-    assert scores["label_agreement", "B"] == pytest.approx(20 / 30)
-    assert scores["label_agreement", ALL] == pytest.approx((1 + 20 / 30 + 1) / 3)
-    assert scores["label_agreement_cells", ALL] == pytest.approx(56 / 66)
-    labels[NAMES == "C"] = "Z"
-    scores = label_agreement(blobs(0), NAMES, blobs(1), labels, rare=["C"], seed=0)
-    assert scores["label_agreement", "Z"] == 0
-    assert np.isnan(scores["label_agreement", "C"]) and np.isnan(scores["label_agreement", RARE])
+    labels[:10] = "B"  # ten of forty A: of the thirty cells that say B, twenty are
+    scores = agreement_gap(blobs(1), labels, blobs(2))
+    assert scores["label_agreement_gap", "B"] == pytest.approx(1 / 3)
+    assert scores["label_agreement_gap", ALL] == pytest.approx(1 / 9)
+    assert set(agreement_gap(blobs(1), labels, blobs(2), labels).values()) == {0.0}  # where real labels are as wrong
+    perfect = agreement_gap(blobs(1), NAMES, blobs(2), labels)
+    assert perfect["label_agreement_gap", "B"] == pytest.approx(1 / 3)  # it is too much there
+    assert agreement_gap(blobs(1), np.full(len(NAMES), "A"), blobs(2))["label_agreement_gap", RARE] == 1
+    few = np.flatnonzero(NAMES == "C")[2:]
+    scores = agreement_gap(blobs(1), NAMES, np.delete(blobs(2), few, axis=0), np.delete(NAMES, few))
+    assert np.isnan(scores["label_agreement_gap", "C"]) and scores["label_agreement_gap", ALL] == 0
+
+
+def test_copies_and_caricatures_agree_too_well_where_types_overlap():
+    rng = np.random.default_rng(0)
+    names = np.repeat(["A", "B"], 100)
+    training, new, held = (rng.normal(size=(200, 3)) + 0.7 * (names == "B")[:, None] for _ in range(3))
+    gaps = {
+        kind: label_agreement(training, names, cells, names, held, names, rare=[], seed=0)["label_agreement_gap", ALL]
+        for kind, cells in {"new": new, "copies": training, "caricatures": (names == "B")[:, None] * np.ones(3)}.items()
+    }
+    assert gaps["new"] < 0.1 < 0.2 < min(gaps["copies"], gaps["caricatures"])
 
 
 def test_log_fold_changes_by_hand():
@@ -180,7 +197,8 @@ def test_cells_that_say_nothing_are_at_the_bottom_without_a_warning():
         for cells, labels in ((blobs(0)[:1], NAMES[:1]), (blobs(0)[:0], NAMES[:0])):
             train_on_synthetic(cells, labels, blobs(1), NAMES, rare=["C"], seed=0)
             train_on_synthetic(blobs(1), NAMES, cells, labels, rare=["C"], seed=0)
-            label_agreement(blobs(1), NAMES, cells, labels, rare=["C"], seed=0)
+            label_agreement(blobs(1), NAMES, cells, labels, blobs(2), NAMES, rare=["C"], seed=0)
+            label_agreement(blobs(1), NAMES, blobs(2), NAMES, cells, labels, rare=["C"], seed=0)
             augmentation(blobs(0), NAMES, cells, labels, blobs(1), NAMES, rare=["C"], seed=0)
         for cells, labels in ((counts(0)[:1], NAMES[:1]), (counts(0)[:0], NAMES[:0])):
             lfc_recovery(counts(1), NAMES, cells, labels, counts(2), NAMES, rare=["C"])

@@ -117,13 +117,10 @@ METRICS: dict[str, Metric] = {
         "gain in recall", "utility", "higher", 1, -1, 1, "Esteban 2017",
         "What recall gains if synthetic cells are added to the real training cells. Below 0 they do harm.",
     ),
-    "label_agreement": Metric(
-        "labels agree, types", "utility", "higher", 1, 0, 1, "Breiman 2001",
-        "Share of a type's synthetic cells that a classifier of real cells takes for it, every type weighing the same.",
-    ),
-    "label_agreement_cells": Metric(
-        "labels agree, cells", "utility", "higher", 1, 0, 1, "Breiman 2001",
-        "Share of synthetic cells that a classifier of real cells takes for what they say they are.",
+    "label_agreement_gap": Metric(
+        "labels agree, gap", "utility", "lower", 0, 0, 1, "Breiman 2001",
+        "How far the share of a type's synthetic cells that a classifier of real cells takes for it lies from that of "
+        "its held-out cells: caricatures agree too well, wrong labels too seldom.",
     ),
     "lfc_slope": Metric(
         "log-fold changes, slope", "utility", "near", 1, -math.inf, math.inf, "Deming 1943; Hao 2021",

@@ -17,7 +17,7 @@ N_TREES = 300
 TARGET_SUM = 1e4  # library size for log-fold changes, as in Seurat and scanpy
 PSEUDOCOUNT = 1.0
 N_MARKERS = 50
-FEWEST_CELLS = 3  # a type with fewer held-out cells has no log-fold change worth recovering, as in Seurat
+FEWEST_CELLS = 3  # a type with fewer held-out cells has no log-fold change or share worth a comparison, as in Seurat
 
 
 def train_on_synthetic(
@@ -70,24 +70,31 @@ def augmentation(
 
 
 def label_agreement(
-    training: np.ndarray, training_labels: np.ndarray, synthetic: np.ndarray, synthetic_labels: np.ndarray, *,
-    rare: Collection[str], seed: int,
+    training: np.ndarray, training_labels: np.ndarray, synthetic: np.ndarray, synthetic_labels: np.ndarray,
+    held: np.ndarray, held_labels: np.ndarray, *, rare: Collection[str], seed: int,
 ) -> Scores:  # fmt: skip
-    """Share of synthetic cells that a classifier trained on real training cells takes for what they say they are.
+    """Ask a classifier of real training cells for synthetic cells' types: is it as often right as of held-out ones?
 
-    Parameters as in `augmentation`. New real cells do not reach 1 where types overlap, and copies of training cells do,
-    for a forest knows its training cells by heart: compare with held-out cells in the place of the synthetic ones.
+    New real cells do not agree in full with it where types overlap. Copies of training cells do, for a forest knows its
+    training cells by heart, and so do caricatures, cells of a type that vary too little; so more is not better.
+    Parameters as in `augmentation`.
 
     Returns
     -------
-    label_agreement (of each type, and under "all cells" the mean over types) and label_agreement_cells (under "all
-    cells" only, every synthetic cell weighing the same): from 0 to 1, higher is better. NaN for a type without
-    synthetic cells.
+    label_agreement_gap: how far the share of a type's synthetic cells that are taken for it lies from that of its
+    held-out cells; from 0 to 1, lower is better. A type without synthetic cells has a share of 0. NaN for types with
+    fewer than three held-out cells.
     """
-    agrees = _classify(training, training_labels, synthetic, seed) == synthetic_labels
-    types = np.unique(np.concatenate([training_labels, synthetic_labels])).tolist()
-    shares = {name: _mean(agrees[synthetic_labels == name]) for name in types}
-    return _scores("label_agreement", shares, rare) | {("label_agreement_cells", ALL): _mean(agrees)}
+    both = np.concatenate([synthetic, held])
+    predicted = np.split(_classify(training, training_labels, both, seed), [len(synthetic)])
+    gaps = {}
+    for name, size in zip(*np.unique(held_labels, return_counts=True), strict=True):
+        of_drawn, of_held = (
+            (found[labels == name] == name).mean() if (labels == name).any() else 0.0
+            for found, labels in zip(predicted, (synthetic_labels, held_labels), strict=True)
+        )
+        gaps[str(name)] = abs(of_drawn - of_held) if size >= FEWEST_CELLS else np.nan
+    return _scores("label_agreement_gap", gaps, rare)
 
 
 def log_fold_changes(normalised: np.ndarray, labels: np.ndarray, types: Collection[str]) -> np.ndarray:
