@@ -196,12 +196,12 @@ def as_markdown(ranks: pd.DataFrame, group: str, shown: Mapping[str, str]) -> st
     if controls:
         body.append(["*controls*", *[""] * (len(columns) + 1)])
     body += [line(name, name) for name in controls]
-    seeds = ranks.loc[ranks["dataset"] != EVERY, "seeds"].max()
+    n = int(ranks.loc[ranks["dataset"] != EVERY, "seeds"].max())
     note = f" {UNTOLD_NOTE}" if any(UNTOLD in name for name in shown.values()) else ""
     caption = (
-        f"Mean rank of {len(own)} methods, {group}, 1 is best: mean ± sd over {seeds} seeds. `{EVERY}`: families weigh "
-        f"alike; `behind`: the first, with a 95 % interval over data sets; right of the families, each data set. "
-        f"Controls do not compete.{note}"
+        f"Mean rank of {len(own)} methods, {group}, 1 is best: mean ± sd over {n} seed{'s' * (n > 1)}. `{EVERY}`: "
+        f"families weigh alike; `behind`: the first, with a 95 % interval over data sets; right of the families, each "
+        f"data set. Controls do not compete.{note}"
     )
     head = ["method", EVERY, "behind", *(name for name in columns if name != EVERY)]
     return f"{caption}\n\n" + markdown_table(head, body)
