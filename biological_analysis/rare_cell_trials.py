@@ -103,7 +103,7 @@ def _calibrated(job: Job, run: Run, drawn: AnnData) -> AnnData:
     return calibrate(drawn, run.train, GarageParams(), seed=job.seed) if job.calibrated else drawn
 
 
-def down_sampling_trials(job: Job, *, wanted: str | None, keep: Sequence[int], n_top_genes: int | None) -> list[Trial]:
+def down_sampling_trials(job: Job, *, wanted: str | None, keep: Sequence[int]) -> list[Trial]:
     """Return the trials of a method on a split: all but a few cells of a type taken away, and as many put back.
 
     Parameters
@@ -112,13 +112,11 @@ def down_sampling_trials(job: Job, *, wanted: str | None, keep: Sequence[int], n
         The type, as of `type_to_lose`.
     keep
         Training cells of it that stay.
-    n_top_genes
-        To choose on what is left.
     """
     name = type_to_lose(_with_all_genes(job), wanted)
 
     def trial(left: int) -> Trial:
-        run, removed = take_away(job, name, left, n_top_genes)
+        run, removed = take_away(job, name, left)
 
         def draw() -> AnnData | None:
             if job.generator in (REAL_ONLY, CEILING):
@@ -154,37 +152,34 @@ def keepable(run: Run, name: str, keep: Sequence[int]) -> list[int]:
     return [k for k in keep if k < type_sizes(run.train)[name]]
 
 
-def take_away(job: Job, name: str, keep: int, n_top_genes: int | None) -> tuple[Run, AnnData]:
+def take_away(job: Job, name: str, keep: int) -> tuple[Run, AnnData]:
     """Take training cells of a type away, then choose genes.
 
     Parameters
     ----------
     job
-        Its seed says which cells are kept; of fewer, all are among those of more.
+        Its seed says which cells are kept; of fewer, all are among those of more. Its source says how many genes to
+        choose.
     keep
         Training cells of the type that stay.
-    n_top_genes
-        To choose on what is left.
 
     Returns
     -------
     The run, and the cells that were taken away, with the same genes.
     """
-    run, removed = _take_away(job.source, job.holdout, job.split_by, name, keep, n_top_genes)
+    run, removed = _take_away(job.source, job.holdout, job.split_by, name, keep)
     cells = {part: getattr(run, part) for part in ("train", "held", "synthetic", "split")}
     return replace(_with_all_genes(job), **cells), removed
 
 
 @lru_cache(maxsize=8)  # methods on one split come one after another
-def _take_away(
-    source: CellSource, holdout: float, seed: int, name: str, keep: int, n_top_genes: int | None
-) -> tuple[Run, AnnData]:
+def _take_away(source: CellSource, holdout: float, seed: int, name: str, keep: int) -> tuple[Run, AnnData]:
     run = split_of(Job(replace(source, n_top_genes=None), holdout, seed, REAL_ONLY, REAL_ONLY))
     train = run.train[np.argsort(run.train.obs_names)]
     members = np.random.default_rng(seed).permutation(np.flatnonzero(types_of(train) == name))
     is_removed = np.isin(np.arange(train.n_obs), members[keep:])
     reduced, removed = train[~is_removed].copy(), train[is_removed]
-    genes = reduced.var_names if n_top_genes is None else select_genes(reduced, n_top_genes)
+    genes = reduced.var_names if source.n_top_genes is None else select_genes(reduced, source.n_top_genes)
     reduced, removed, held = (cells[:, genes].copy() for cells in (reduced, removed, run.held))
     split = describe_split(holdout, len(genes), None)
     return replace(run, train=reduced, held=held, synthetic=reduced, split=split), removed

@@ -157,9 +157,7 @@ def main(argv: list[str]) -> None:
         written += [f"{args.out} with its _summary.csv and .md", str(figures / "rare_cell_utility.png")]
     if args.keep:
         path, figure = args.out.with_name("rare_cell_downsampling.csv"), figures / "rare_cell_downsampling.png"
-        make_trials = partial(
-            down_sampling_trials, wanted=args.down_sample, keep=args.keep, n_top_genes=args.n_top_genes
-        )
+        make_trials = partial(down_sampling_trials, wanted=args.down_sample, keep=args.keep)
         outcomes += _perform_all(make_trials, (REAL_ONLY, CEILING), args, path)
         table = _read(path, args)
         save(plot_down_sampling(table), figure)

@@ -168,7 +168,7 @@ def test_the_rarest_type_is_found_where_none_is_rare_and_can_be_tested(tmp_path)
 def test_what_is_taken_away_leaves_no_trace(tmp_path):
     """Genes, cells and splits are the same whatever the cells were that are taken away."""
     job = toy_job(tmp_path)
-    runs = {keep: take_away(job, "T", keep, 10) for keep in (3, 8)}
+    runs = {keep: take_away(job, "T", keep) for keep in (3, 8)}
     full = split_of(job)
     kept = {keep: set(run.train.obs_names[run.train.obs["cell_type"] == "T"]) for keep, (run, _) in runs.items()}
     assert len(kept[3]) == 3 and kept[3] < kept[8]
@@ -186,7 +186,7 @@ def test_what_is_taken_away_leaves_no_trace(tmp_path):
     X[rows, -1] = 50  # the gene that is silent elsewhere would be the most variable of all
     cells.X = sparse.csr_matrix(X)
     cells.write_h5ad(tmp_path / "other.h5ad")
-    other, _ = take_away(replace(job, source=source_of(str(tmp_path / "other.h5ad"), 10)), "T", 3, 10)
+    other, _ = take_away(replace(job, source=source_of(str(tmp_path / "other.h5ad"), 10)), "T", 3)
     assert list(other.train.var_names) == list(run.train.var_names) and len(run.train.var_names) == 10
     assert (other.train.X != run.train.X).nnz == 0
     before = AnnData(sparse.csr_matrix(X), cells.obs, cells.var, uns=cells.uns)[full.train.obs_names].copy()

@@ -10,8 +10,9 @@ Family = Literal[Computed, "published", "cost"]
 """the published measures have scripts of their own, costs are measured by the benchmark"""
 FAMILIES: tuple[Computed, ...] = get_args(Computed)
 
-ALL, RARE, SEEDS, OTHERS, HELD = "all cells", "rare cells", "seed cells", "other training cells", "held-out cells"
-SYNTHETIC = "synthetic cells"
+ALL, RARE, SEEDS, OTHERS, HELD, SYNTHETIC = (
+    "all cells", "rare cells", "seed cells", "other training cells", "held-out cells", "synthetic cells",
+)  # fmt: skip
 """groups of cells that a value is about; others are cell types"""
 Scores = dict[tuple[str, str], float]
 """(metric, group) -> value"""
