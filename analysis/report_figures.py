@@ -14,6 +14,7 @@ from anndata import AnnData
 from plotly.subplots import make_subplots
 from sklearn.neighbors import NearestNeighbors
 
+from common.data import types_of
 from common.metrics.catalogue import HELD, OTHERS, SEEDS
 from common.plotting import MARKERS, PALETTE, embed
 from common.runs import Run
@@ -178,7 +179,7 @@ def _thin(cells: AnnData, rare: Sequence[str], rng: np.random.Generator) -> AnnD
 
 def _describe(cells: AnnData, kind: str, seeds: pd.DataFrame | None) -> pd.DataFrame:
     """Return type, kind (seeds told from other training cells) and text under the pointer of each cell."""
-    types, kinds = cells.obs["cell_type"].astype(str).to_numpy(), np.full(cells.n_obs, kind, dtype=object)
+    types, kinds = types_of(cells), np.full(cells.n_obs, kind, dtype=object)
     if kind == TRAINING and seeds is not None:
         kinds = np.where(cells.obs_names.isin(seeds["cell"][seeds["is_seed"]]), SEEDS, OTHERS)
     text = [

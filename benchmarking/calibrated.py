@@ -9,6 +9,7 @@ import scipy.sparse as sp
 import torch
 from anndata import AnnData
 
+from common.data import types_of
 from config import GarageParams
 from data_generation.calibration import Calibration, Ranking, interpolate, match_detection, quantile_levels
 from data_generation.seeded_gan import TrainingCells
@@ -38,7 +39,7 @@ def calibrate(drawn: AnnData, train: AnnData, params: GarageParams, *, seed: int
     scale, device = train.uns["scale"], torch.device("cpu")
     names, types = np.unique(train.obs["cell_type"].astype(str), return_inverse=True)
     real = TrainingCells.on(device, sp.csr_matrix(train.X), types, scale)
-    labels = drawn.obs["cell_type"].astype(str).to_numpy()
+    labels = types_of(drawn)
     x = real.rows(torch.arange(real.n_cells))
     ranking = Ranking.of([x], scale, real.target_sum, params.calibrate_on)
     rng = torch.Generator().manual_seed(seed)

@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from benchmarking.controls.contract import Frame
 from common.checks import make_learnable
 from common.cli import Reporter, silent
+from common.data import types_of
 from common.device import Device, choose_device, deterministic
 from common.metrics.fidelity import median_squared_distance, mmd
 from common.scale import to_log
@@ -137,7 +138,7 @@ class LogValues(Memory):
         X = to_log(cells.X, scale, float(np.median(sizes))).toarray()
         if scale in ("linear", "log"):
             sizes = np.expm1(X).sum(1).astype(np.float64)
-        return cls(Frame.of(cells), cells.obs["cell_type"].astype(str).to_numpy(), sizes, notes, X)
+        return cls(Frame.of(cells), types_of(cells), sizes, notes, X)
 
     @property
     def memory(self) -> Memory:

@@ -10,6 +10,7 @@ from matplotlib.lines import Line2D
 from scipy import sparse
 from sklearn.decomposition import PCA
 
+from common.data import types_of
 from common.errors import UserError
 from common.run import atomic
 from common.scale import to_log
@@ -52,7 +53,7 @@ def joint_umap(real: AnnData, synthetic: AnnData, path: Path, *, seed: int) -> N
     if path.suffix[1:] not in figure.canvas.get_supported_filetypes():
         raise UserError(f"{path} has no ending of a picture: let it end in .png, .pdf or .svg")
     points = np.split(embed(real, synthetic, seed=seed), [real.n_obs])
-    labels = [cells.obs["cell_type"].astype(str).to_numpy() for cells in (real, synthetic)]
+    labels = [types_of(cells) for cells in (real, synthetic)]
     n_real = {label: int((labels[0] == label).sum()) for label in np.unique(np.concatenate(labels))}
     types = sorted(n_real, key=lambda label: -n_real[label])
     rare = {label for label in types if n_real[label] <= RARE_SHARE * real.n_obs}

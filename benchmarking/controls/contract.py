@@ -8,6 +8,7 @@ import pandas as pd
 import scipy.sparse as sp
 from anndata import AnnData
 
+from common.data import types_of
 from common.errors import UserError
 from common.scale import Scale, detect_scale
 from data_generation.model import check_proportions, compose
@@ -73,5 +74,5 @@ class Frame:
 
 def by_type(cells: AnnData) -> dict[str, sp.csr_matrix]:
     """Return the expression of each type's cells, shape (n_cells, n_genes), in the order of `Frame.type_sizes`."""
-    X, types = sp.csr_matrix(cells.X, dtype=np.float32), cells.obs["cell_type"].astype(str).to_numpy()
+    X, types = sp.csr_matrix(cells.X, dtype=np.float32), types_of(cells)
     return {str(name): X[types == name] for name in np.unique(types)}

@@ -37,7 +37,7 @@ import tyro
 from anndata import AnnData
 
 from common.cli import console, run_script
-from common.data import CellSource, load_cells, select_genes
+from common.data import CellSource, load_cells, select_genes, types_of
 from common.errors import UserError
 from common.run import write_cells, write_table
 from config import RESULTS_DIR, ROOT
@@ -88,7 +88,7 @@ def resample(real: AnnData, n_cells: int, n_genes: int, seed: int) -> Iterator[A
         block = sp.hstack(parts, format="csr")[:, :n_genes]
         block.eliminate_zeros()
         names = [f"cell_{start + i}" for i in range(len(rows))]
-        obs = pd.DataFrame({"cell_type": real.obs["cell_type"].astype(str).to_numpy()[rows]}, index=names)
+        obs = pd.DataFrame({"cell_type": types_of(real)[rows]}, index=names)
         yield AnnData(block, obs=obs, var=var, uns={"scale": "counts"})
 
 
