@@ -31,6 +31,21 @@ def test_rows_of_a_run_are_replaced_and_others_kept(tmp_path):
     assert len(table) == 4
 
 
+def test_a_table_is_packed_where_its_name_says_so(tmp_path):
+    packed, plain = tmp_path / "t.csv.gz", tmp_path / "t.csv"
+    for path in (packed, plain):
+        record(path, rows("a"))
+        record(path, rows("b"))
+    assert packed.read_bytes()[:2] == b"\x1f\x8b"
+    assert read_results(packed, made_by="x").equals(read_results(plain, made_by="x"))
+    once = packed.read_bytes()
+    record(packed, rows("b"))
+    assert packed.read_bytes() == once
+    packed.write_bytes(once[:40])
+    with pytest.raises(UserError, match=r"t\.csv\.gz"):
+        read_results(packed, made_by="x")
+
+
 def test_columns_stand_in_one_order(tmp_path):
     record(tmp_path / "t.csv", rows().assign(leakage=0.1)[["value", "leakage", *COLUMNS[:-1]]])
     assert list(read_results(tmp_path / "t.csv", made_by="x")) == [*COLUMNS, "leakage"]
