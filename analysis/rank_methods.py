@@ -22,6 +22,7 @@ import tyro
 from rich.markup import escape
 
 from benchmarking.controls import PURE_CONTROLS
+from common.checks import nearest
 from common.cli import console, errors, run_script
 from common.errors import UserError
 from common.metrics.catalogue import ALL, METRICS, Family
@@ -43,6 +44,8 @@ class Args:
     """group of cells: all cells, rare cells, or a type"""
     families: tuple[Family, ...] = ("fidelity", "utility", "privacy")
     """kinds of metrics"""
+    methods: tuple[str, ...] = ()
+    """rank these only, by default all that the table has: with fewer methods more data sets may have them all"""
     split: str | None = None
     """for data sets that were split in several ways: which, such as "holdout 0.5, 1000 genes\""""
     out: Path = RESULTS_DIR / "tables"
@@ -54,6 +57,7 @@ def main(argv: list[str]) -> None:
     """Read, rank, write."""
     args: Args = tyro.cli(Args, args=argv, description=__doc__, config=(tyro.conf.OmitArgPrefixes,))
     table = read_results(args.table, made_by="python benchmarking/run_benchmark.py")
+    table = of_methods(table, args.methods, args.table)
     table = comparable(of_one_split(table[table["group"] == args.group], args.split, args.table))
     of_seeds = rank(table, args.families)
     if of_seeds.empty:
@@ -63,6 +67,21 @@ def main(argv: list[str]) -> None:
     with atomic(args.out / "ranks.md") as part:
         part.write_text(as_markdown(ranks, args.group, mark_untold(table)))
     console.print(f"wrote {args.out / 'ranks.csv'} and .md", soft_wrap=True)
+
+
+def of_methods(table: pd.DataFrame, methods: Sequence[str], path: Path) -> pd.DataFrame:
+    """Return the rows of some methods; of all if none is named.
+
+    Raises
+    ------
+    UserError
+        If the table has nothing of one of them.
+    """
+    known = list(table["method"].unique())
+    for name in methods:
+        if name not in known:
+            raise UserError(f"{path} has no method '{name}', only {', '.join(known)}{nearest(name, known)}")
+    return table[table["method"].isin(methods)] if methods else table
 
 
 def comparable(table: pd.DataFrame) -> pd.DataFrame:

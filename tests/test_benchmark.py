@@ -321,3 +321,18 @@ def test_ranks_are_among_all_methods_or_none(tmp_path, capsys):
 def test_the_docs_list_every_baseline():
     text = (Path(__file__).parents[1] / "docs" / "baselines.md").read_text()
     assert all(f"## {name}" in text for name in BASELINES)
+
+
+def test_ranks_among_some_methods(tmp_path, capsys):
+    """What one method cannot learn from, the others can still be compared on."""
+    both = [long_table({"a": 0.6, "b": 0.7, "c": 0.5}), long_table({"a": 0.6, "b": 0.7}, dataset="e")]
+    pd.concat(both).to_csv(tmp_path / "long.csv", index=False)
+    flags = ["--table", str(tmp_path / "long.csv"), "--out", str(tmp_path)]
+    rank_methods.main([*flags, "--methods", "a", "b"])
+    found = pd.read_csv(tmp_path / "ranks.csv").query("family == 'all' and dataset != 'all'")
+    assert found.set_index(["dataset", "method"])["mean"].to_dict() == {
+        ("d", "a"): 1, ("d", "b"): 2, ("e", "a"): 1, ("e", "b"): 2,
+    }  # fmt: skip
+    with pytest.raises(SystemExit):
+        rank_methods.main([*flags, "--methods", "a", "bb"])
+    assert "has no method 'bb', only a, b, c; did you mean 'b'?" in " ".join(capsys.readouterr().err.split())
