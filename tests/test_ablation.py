@@ -68,6 +68,7 @@ def test_every_part_is_taken_away_by_itself(study):
     assert code == 0 and "0 judged, 22 known" in told
 
 
+@pytest.mark.slow
 def test_leakages_have_really_different_seeds(study):
     code, told, folder = study(leakage_ablation, "--leakages", "0", "0.1", "0.3")
     assert code == 0 and "10 judged" in told and "toy: seed cells of 36: 0 at 0%, 4 at 10%, 11 at 30%" in told
@@ -117,6 +118,7 @@ def make_seeds(types, chosen, attention=None):
     return pd.DataFrame({"cell_type": types, "is_seed": chosen, "is_rare": types == "b", "attention": attention})
 
 
+@pytest.mark.slow
 def test_overlap_of_seeds_by_hand_and_by_chance():
     rng = np.random.default_rng(0)
     types = np.repeat(["a", "b"], [40, 10])

@@ -598,6 +598,7 @@ def test_the_network_draws_posteriors_and_decodes_them():
     assert linear == [(6, 7), (5, 6), (3, 5), (3, 5), (4, 3), (7, 4)]
 
 
+@pytest.mark.slow
 def test_the_tuned_posterior_does_not_collapse_and_the_published_one_does(toy):
     """With twenty genes for each latent dimension, as cbmc has with the published hundred; other sets have more."""
     short = {"budget": 600, "budget_in": "steps", "check_every": 100, "validation": 0.0, "lr": 3e-3, "latent_dim": 1}

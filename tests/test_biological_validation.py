@@ -332,6 +332,7 @@ def study(tmp_path, monkeypatch, tiny, capsys):
     return run
 
 
+@pytest.mark.slow
 def test_script_on_real_cells(study, tmp_path):
     flags = ("--datasets", tmp_path / "toy.h5ad", "--seeds", "2", "--n-top-genes", "12", "--n-markers", "3")
     code, told = study(*flags)

@@ -419,6 +419,7 @@ def test_flags_that_do_not_exist_are_refused(capsys, flags):
     assert capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_help_from_anywhere(tmp_path):
     script = [sys.executable, str(ROOT / "data_generation" / "garage.py"), "--help"]
     module = [sys.executable, "-m", "data_generation.garage", "--help"]
@@ -973,6 +974,7 @@ def killed(h5ad, tmp_path_factory):
 
 
 @pytest.mark.parametrize("name", KILLS)
+@pytest.mark.slow
 def test_a_killed_run_goes_on(killed, finished, h5ad, tmp_path, monkeypatch, name):
     folder = shutil.copytree(killed / name, tmp_path / "run")
     victim, _, stage = KILLS[name]

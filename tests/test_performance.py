@@ -54,6 +54,7 @@ def test_every_flag_of_the_cells_is_handed_on():
     assert flags_of(CellSource()) == []
 
 
+@pytest.mark.slow
 def test_judge_knows_good_cells_from_bad_ones(h5ad):
     train, held = load_split(CellSource(input=h5ad), 0.5, 0)
     noise = train.copy()
@@ -144,6 +145,7 @@ def test_cost_is_measured_once(h5ad, tmp_path, monkeypatch):
     scale.main(flags)
 
 
+@pytest.mark.slow
 def test_start_up_waits_for_no_library_that_only_learning_or_judging_needs():
     heavy = ("ot", "jax", "torch_geometric", "umap", "plotly", "snakemake")
     code = f"import sys, data_generation.garage; print([name for name in {heavy} if name in sys.modules])"

@@ -119,6 +119,7 @@ def test_down_sampling_end_to_end(utility):
     assert "0 judged, 5 known" in utility(*flags, seeds=1)[1]
 
 
+@pytest.mark.slow
 def test_a_type_that_cannot_be_made_is_a_gap_until_it_can(utility, monkeypatch):
     flags = ["--methods", "poisson", "smote", "--amounts", "1", "4", "--keep"]
     sample = poisson.sample

@@ -78,6 +78,7 @@ def refusal_or(read):
 
 @fuzzed(200)
 @given(data=st.data(), matrix=matrices(n_columns=2), ending=st.sampled_from(sorted(SEPARATORS)))
+@pytest.mark.slow
 def test_text_tables_are_read_as_they_were_written(tmp_path, data, matrix, ending):
     header, index, zipped = data.draw(st.booleans()), data.draw(st.booleans()), data.draw(st.booleans())
     rows, columns = (named(data.draw, n) for n in matrix.shape)
@@ -131,6 +132,7 @@ def annotated(draw):
 
 @fuzzed(100)
 @given(made=annotated(), compression=st.sampled_from([None, "gzip", "lzf"]), on_disk=st.booleans())
+@pytest.mark.slow
 def test_h5ad_files_are_read_as_they_were_written(tmp_path, made, compression, on_disk):
     cells, matrix, labels = made
     path = tmp_path / "x.h5ad"
@@ -175,6 +177,7 @@ def write_10x_folder(path, counts, cells, genes, zipped):
 
 @fuzzed(100)
 @given(data=st.data(), form=st.sampled_from(["h5", "folder", "gzipped"]))
+@pytest.mark.slow
 def test_10x_output_is_read_as_it_was_written(tmp_path_factory, data, form):
     path = tmp_path_factory.mktemp("10x") / ("x.h5" if form == "h5" else "x")
     matrix = data.draw(matrices(n_rows=4, n_columns=3))
