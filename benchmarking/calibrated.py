@@ -37,7 +37,7 @@ def calibrate(drawn: AnnData, train: AnnData, params: GarageParams, *, seed: int
     As many cells as were drawn. Those of types that the training cells lack stay as they are.
     """
     scale, device = train.uns["scale"], torch.device("cpu")
-    names, types = np.unique(train.obs["cell_type"].astype(str), return_inverse=True)
+    names, types = np.unique(types_of(train), return_inverse=True)
     real = TrainingCells.on(device, sp.csr_matrix(train.X), types, scale)
     labels = types_of(drawn)
     x = real.rows(torch.arange(real.n_cells))

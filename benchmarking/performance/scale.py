@@ -80,6 +80,7 @@ def resample(real: AnnData, n_cells: int, n_genes: int, seed: int) -> Iterator[A
     chosen = real.var_names.isin(select_genes(real, min(n_genes, real.n_vars)))
     X, copies = real.X[:, np.flatnonzero(chosen)], -(-n_genes // int(chosen.sum()))
     var = pd.DataFrame(index=[f"gene_{i}" for i in range(n_genes)])
+    types = types_of(real)
     for start in range(0, n_cells, CELLS_AT_ONCE):
         rows = rng.integers(0, real.n_obs, min(CELLS_AT_ONCE, n_cells - start))
         parts = [X[rows].copy() for _ in range(copies)]
@@ -88,7 +89,7 @@ def resample(real: AnnData, n_cells: int, n_genes: int, seed: int) -> Iterator[A
         block = sp.hstack(parts, format="csr")[:, :n_genes]
         block.eliminate_zeros()
         names = [f"cell_{start + i}" for i in range(len(rows))]
-        obs = pd.DataFrame({"cell_type": types_of(real)[rows]}, index=names)
+        obs = pd.DataFrame({"cell_type": types[rows]}, index=names)
         yield AnnData(block, obs=obs, var=var, uns={"scale": "counts"})
 
 
