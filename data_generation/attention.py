@@ -4,6 +4,7 @@ A graph attention network (Velickovic et al. 2018, arXiv:1710.10903) learns the 
 What the network's second layer pays to a cell, from the cells that listen to it, is that cell's attention.
 """
 
+import math
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -26,6 +27,7 @@ EXACT_UP_TO = 20_000  # cells; beyond this principal components are those of so 
 BATCH_CELLS = 512  # cells of such a batch
 VALIDATION_CELLS = 256  # cells that it is judged by
 FAN_OUT = 4  # neighbours that each cell of a batch listens to at most
+READ_AT_ONCE = 4000  # cells of so many that attention is read block by block, which bounds memory
 
 
 def graph_features(log_values: sp.csr_matrix, params: SelectionParams, *, seed: int) -> np.ndarray:
@@ -291,7 +293,9 @@ class AttentionTraining:
         if self.has_validation:
             self.net.load_state_dict(self.best_weights)
         n_cells = len(self.types)
-        blocks = np.array_split(np.arange(n_cells), n_cells // EXACT_UP_TO + 1)
+        blocks = [np.arange(n_cells)]
+        if self.whole is None:
+            blocks = np.array_split(blocks[0], math.ceil(n_cells / READ_AT_ONCE))
 
         def parts() -> Iterator[tuple[np.ndarray, Tensor, Tensor]]:
             for block in blocks:

@@ -26,7 +26,7 @@ READ_COUNTS = 10.0  # median of the counts above zero beyond which they are read
 N_LEVELS = 33
 MOST_IN_COMMON = 2.0  # standard deviations
 HALVINGS = 12  # of the interval in which it is looked for
-SORTED_AT_ONCE = 2**23  # values, which bounds the memory of sorting: 32 MB a copy
+SORTED_AT_ONCE = 2**22  # values, which bounds the memory of sorting: 16 MB a copy
 
 
 def quantile_levels(n_levels: int = N_LEVELS) -> Tensor:
@@ -168,25 +168,24 @@ class Calibration:
             Cells' worth of trust in the network's own marginals.
         """
         levels = quantile_levels().to(real.device)
-        pooled = torch.cat([real, generated])
-        weights = torch.ones(len(pooled), 1, device=real.device)
+        weights = torch.ones(len(real) + len(generated), 1, device=real.device)
         weights[len(real) :] = prior / len(generated)
 
-        def describe(values: Tensor, weights: Tensor, ceiling: Tensor) -> tuple[Tensor, Tensor]:
+        def describe(samples: Sequence[Tensor], weights: Tensor, ceiling: Tensor) -> tuple[Tensor, Tensor]:
             atoms, quantiles = [], []
-            n_genes = max(1, SORTED_AT_ONCE // len(values))
-            for genes in torch.arange(len(floor), device=real.device).split(n_genes):
-                weight = weights * (values[:, genes] <= ceiling[genes])
-                is_above = values[:, genes] > floor[genes]
+            for genes in torch.arange(len(floor), device=floor.device).split(max(1, SORTED_AT_ONCE // len(weights))):
+                values = torch.cat([sample[:, genes] for sample in samples])
+                weight = weights * (values <= ceiling[genes])
+                is_above = values > floor[genes]
                 atoms.append((~is_above * weight).sum(0) / weight.sum(0))  # not 1 - the rest: none must be exactly 0
                 above = is_above * weight
                 above[:, above.sum(0) == 0] = 1.0  # never above the floor: any quantile does, none is used
-                quantiles.append(weighted_quantiles(values[:, genes].T, above.T, levels))
+                quantiles.append(weighted_quantiles(values.T, above.T, levels))
             return torch.cat(atoms), torch.cat(quantiles)
 
         everything = torch.full_like(ceiling, torch.inf)
-        atom_from, quantiles_from = describe(generated, torch.ones_like(generated[:, :1]), everything)
-        atom_to, quantiles_to = describe(pooled, weights, ceiling)
+        atom_from, quantiles_from = describe([generated], torch.ones_like(generated[:, :1]), everything)
+        atom_to, quantiles_to = describe([real, generated], weights, ceiling)
         return cls(floor, atom_from, atom_to, quantiles_from, quantiles_to, torch.zeros((), device=floor.device))
 
     def ranks(self, values: Tensor, rng: torch.Generator) -> Tensor:
