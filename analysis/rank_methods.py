@@ -22,7 +22,7 @@ import tyro
 from rich.markup import escape
 
 from benchmarking.controls import PURE_CONTROLS
-from common.checks import nearest
+from common.checks import check_known
 from common.cli import console, errors, run_script
 from common.errors import UserError
 from common.metrics.catalogue import ALL, METRICS, Family
@@ -79,8 +79,7 @@ def of_methods(table: pd.DataFrame, methods: Sequence[str], path: Path) -> pd.Da
     """
     known = list(table["method"].unique())
     for name in methods:
-        if name not in known:
-            raise UserError(f"{path} has no method '{name}', only {', '.join(known)}{nearest(name, known)}")
+        check_known(name, known, f"{path} has no method")
     return table[table["method"].isin(methods)] if methods else table
 
 

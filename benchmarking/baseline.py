@@ -23,7 +23,7 @@ from torch import nn
 from benchmarking.controls.contract import Frame
 from benchmarking.scrna_seq_specific.conditional import Conditional
 from benchmarking.training import CELLS_AT_ONCE, Memory, TrainingCells, reproducible
-from common.checks import nearest
+from common.checks import check_known
 from common.cli import console, progress_bar, run_script, speaking
 from common.data import CellSource
 from common.device import Device, choose_device
@@ -68,8 +68,7 @@ def load_method(name: str) -> ModuleType:
     UserError
         If there is none of that name.
     """
-    if name not in METHODS:
-        raise UserError(f"there is no baseline '{name}', only {', '.join(METHODS)}{nearest(name, METHODS)}")
+    check_known(name, METHODS, "there is no baseline")
     return import_module(METHODS[name])
 
 

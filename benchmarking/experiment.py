@@ -9,7 +9,7 @@ import pandas as pd
 from rich.markup import escape
 
 from benchmarking.matrix import LOG, Job, Outcome, perform_all
-from common.checks import existing, nearest
+from common.checks import check_known, existing
 from common.cli import complain, console, progress_bar
 from common.data import CellSource
 from common.errors import UserError
@@ -49,7 +49,7 @@ def source_of(dataset: str, n_top_genes: int | None) -> CellSource:
     if dataset in DATASETS:
         return CellSource(dataset=dataset, n_top_genes=n_top_genes)
     if "/" not in dataset and not Path(dataset).suffix:
-        raise UserError(f"there is no data set '{dataset}', only {', '.join(DATASETS)}{nearest(dataset, DATASETS)}")
+        check_known(dataset, DATASETS, "there is no data set")
     return CellSource(input=existing(Path(dataset)).resolve(), n_top_genes=n_top_genes)
 
 

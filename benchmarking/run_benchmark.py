@@ -22,10 +22,9 @@ from benchmarking.baseline import METHODS
 from benchmarking.controls import CONTROLS, DEFAULT_CONTROLS, PEERS, PURE_CONTROLS, load_controls
 from benchmarking.experiment import MatrixArgs, run_jobs, source_of, tell
 from benchmarking.matrix import CALIBRATED, Job
-from common.checks import nearest
+from common.checks import check_known
 from common.cli import run_script
 from common.data import CellSource
-from common.errors import UserError
 from common.metrics.catalogue import ALL, FAMILIES, Computed
 from common.summary import show
 from config import RESULTS_DIR
@@ -68,9 +67,7 @@ def choose_methods(names: Sequence[str]) -> list[str]:
     known = (*GENERATORS, "garage_paper", *PAPER, *CONTROLS, *(name + CALIBRATED for name in RIVALS))
     chosen = list(dict.fromkeys(method for name in names for method in GROUPS.get(name, (name,))))
     for name in chosen:
-        if name not in known:
-            choices = (*GROUPS, *known)
-            raise UserError(f"there is no method '{name}', only {', '.join(choices)}{nearest(name, choices)}")
+        check_known(name, (*GROUPS, *known), "there is no method")
     load_controls([name for name in (name.removesuffix(CALIBRATED) for name in chosen) if name in CONTROLS])
     return chosen
 

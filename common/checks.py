@@ -1,7 +1,7 @@
 """What can be wrong with a user's data, each said in one line, and what is merely odd."""
 
 import difflib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, cast
@@ -56,6 +56,25 @@ def nearest(name: str, choices: Iterable[str]) -> str:
     """Return `; did you mean 'x'?` for the choice most like the name, or an empty string."""
     close = difflib.get_close_matches(name, [str(choice) for choice in choices], n=1, cutoff=0.5)
     return f"; did you mean '{close[0]}'?" if close else ""
+
+
+def check_known(name: str, known: Collection[str], there_is_none: str) -> None:
+    """Refuse a name that nothing has, as in `there is no method 'x', only a, b; did you mean 'a'?`.
+
+    Parameters
+    ----------
+    known
+        What there is.
+    there_is_none
+        How the message begins.
+
+    Raises
+    ------
+    UserError
+        If the name is not among them.
+    """
+    if name not in known:
+        raise UserError(f"{there_is_none} '{name}', only {', '.join(known)}{nearest(name, known)}")
 
 
 def not_finite(X: np.ndarray | sparse.spmatrix) -> list[int]:

@@ -15,6 +15,7 @@ from scipy import sparse
 from sklearn.model_selection import train_test_split
 
 from common.checks import (
+    check_known,
     check_labels,
     check_matrix,
     drop_empty_cells,
@@ -256,8 +257,7 @@ def _stem(path: Path) -> str:
 
 
 def _find_dataset(name: str) -> Dataset:
-    if name not in DATASETS:
-        raise UserError(f"there is no data set '{name}', only {', '.join(DATASETS)}{nearest(name, DATASETS)}")
+    check_known(name, DATASETS, "there is no data set")
     row = DATASETS[name]
     for file in (row.expression, row.labels):
         if file and not (DATA_DIR / file).exists():

@@ -17,7 +17,7 @@ import tyro
 from pooch import file_hash
 from pooch.core import stream_download
 
-from common.checks import nearest
+from common.checks import check_known
 from common.cli import Reporter, console, progress_bar, run_script
 from common.errors import UserError
 from config import DATA_DIR, DATASETS
@@ -46,8 +46,7 @@ def main(argv: list[str]) -> None:
     """Fetch what the flags ask for, and say what was written."""
     args = tyro.cli(Args, args=argv, description=__doc__)
     choices = [*DATASETS, "all"]
-    if args.dataset not in choices:
-        raise UserError(f"no data set '{args.dataset}', only {', '.join(choices)}{nearest(args.dataset, choices)}")
+    check_known(args.dataset, choices, "there is no data set")
     for name in DATASETS if args.dataset == "all" else [args.dataset]:
         row = DATASETS[name]
         for file, sha256 in ((row.expression, row.expression_sha256), (row.labels, row.labels_sha256)):

@@ -16,8 +16,9 @@ import scipy.sparse as sp
 import torch
 from anndata import AnnData
 
-from common.checks import make_learnable, nearest
+from common.checks import check_known, make_learnable
 from common.cli import Reporter, silent
+from common.data import types_of
 from common.device import Device, choose_device, deterministic
 from common.disk import is_on_disk, map_rows, row_sums, take
 from common.errors import UserError
@@ -140,7 +141,7 @@ def fit(
         notes.append(f"{cells.n_obs} cells are fewer than {params.neighbors} neighbours: the graph joins them all")
     if isinstance(params, PaperParams):
         notes.append("model.pt of preset paper holds the expression of its seed cells: treat it as the real cells")
-    type_names, types = np.unique(cells.obs["cell_type"].astype(str), return_inverse=True)
+    type_names, types = np.unique(types_of(cells), return_inverse=True)
     order = _canonical_order(cells.X, types)
     X, types = take(cells.X, order), types[order]
     preset = next(name for name, kind in PRESETS.items() if isinstance(params, kind))
@@ -251,8 +252,7 @@ def check_proportions(proportions: dict[str, float], types: list[str]) -> None:
         If a type is unknown, or the proportions are negative or all zero.
     """
     for name, weight in proportions.items():
-        if name not in types:
-            raise UserError(f"there is no cell type '{name}', only {', '.join(types)}{nearest(name, types)}")
+        check_known(name, types, "there is no cell type")
         if not 0 <= weight < np.inf:
             raise UserError(f"the proportion of {name} is {weight}: give a number that is not negative")
     if not any(proportions.values()):

@@ -15,7 +15,7 @@ from benchmarking.controls import (
     scvi,
     smote,
 )
-from common.checks import nearest
+from common.checks import check_known
 from common.errors import UserError
 
 CONTROLS: dict[str, ModuleType] = {
@@ -41,8 +41,7 @@ def load_controls(names: Sequence[str]) -> dict[str, ModuleType]:
         If there is none of a name, or the package that it needs is not installed.
     """
     for name in names:
-        if name not in CONTROLS:
-            raise UserError(f"there is no control '{name}', only {', '.join(CONTROLS)}{nearest(name, CONTROLS)}")
+        check_known(name, CONTROLS, "there is no control")
         if name in OPTIONAL and find_spec(OPTIONAL[name]) is None:
             raise UserError(f"{name} is not installed: pip install -r requirements_optional.txt, or leave {name} out")
     return {name: CONTROLS[name] for name in names}
