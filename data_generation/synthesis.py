@@ -81,11 +81,12 @@ def _places(
 
     Returns
     -------
-    Means and standard deviations, shape (n_places, L + 1) each, and the share. A single cell has no surroundings.
+    Means and standard deviations, shape (n_places, L + 1) each, and the share. A type that has no more cells than each
+    is to have neighbours has no places: they would tell of one cell or two.
     """
-    n, among = len(mean), min(params.place_neighbors, len(mean) - 1)
+    n, among = len(mean), params.place_neighbors
     joint = torch.cat([mean, size], dim=1)
-    if not among:
+    if not among or n <= among:
         return joint[:0], joint[:0], mean.new_zeros(())
     latent, own = mean.cpu().numpy(), np.arange(n)
     if n > MOST_PLACES:
