@@ -226,11 +226,6 @@ class GarageParams(SelectionParams):
     latent_spread: Annotated[float, POSITIVE] = 1.2
     """spread of the noise rows' latent vectors, in standard deviations of the training cells' posteriors; compensates
     for a decoder that underestimates the variation within types"""
-    place_neighbors: Annotated[int, Range(0)] = 5
-    """a noise row starts around a training cell, from the distribution of so many of its nearest cells of the type; in
-    types with no more cells, or with 0, from the type's one normal distribution"""
-    places_prior: Annotated[float, Range(0)] = 20.0
-    """cells' worth of trust in the type's one normal distribution: so does a share of the noise rows of small types"""
     calibrate: bool = True
     """bring each gene's marginal distribution in each type to that of the training cells"""
     calibrate_on: CalibrateOn = "auto"

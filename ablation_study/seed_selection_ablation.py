@@ -1,9 +1,8 @@
 """Which parts of GARAGE earn their place: the choice of seeds, their quota, the critic, the anchor (paper, "Ablation").
 
 Seeds chosen by attention, by chance, by degree, as k-centres, from rare types only, without a quota for each type, or
-none at all; then the default seeds with noise rows that start anywhere in their type, without the critic, and without
-the likelihood that anchors the generator. All else is as it is by default, so that every row differs from `garage` in
-one thing. Differences are paired over splits.
+none at all; then the default seeds without the critic, and without the likelihood that anchors the generator. All else
+is as it is by default, so that every row differs from `garage` in one thing. Differences are paired over splits.
 
 Run:    python ablation_study/seed_selection_ablation.py --datasets pbmc68k pbmc3k.h5ad --seeds 5
 Reads:  data sets of config.py, or h5ad files with cell types in obs
@@ -36,7 +35,6 @@ VARIANTS = {
     "garage_k_centre": ("--seeds-by", "k_centre"),
     "garage_rare_only": ("--rare-only",),
     "garage_no_quota": ("--no-rare-quota",),
-    "garage_no_places": ("--place-neighbors", "0"),
     "garage_no_critic": ("--critic-steps", "0"),
     "garage_no_anchor": ("--anchor-epochs", "0"),
 }

@@ -1,6 +1,5 @@
 """After training: what drawing cells needs, each type's calibration, and the draw itself."""
 
-import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any
@@ -8,7 +7,6 @@ from typing import Any
 import numpy as np
 import scipy.sparse as sp
 import torch
-from sklearn.neighbors import NearestNeighbors
 from torch import Tensor
 
 from common.scale import Scale
@@ -30,17 +28,15 @@ RANKED_AT_ONCE = 2**22  # of these values, 16 MB a copy
 LEAST_RANKED = 1000  # cells of a type, however many genes
 MATCHED_CELLS = 1000  # drawn of all types together to know how the number of detected genes scatters, and of each at
 LEAST_MATCHED = 20  # least so many
-MOST_PLACES = 1000  # cells of a type whose surroundings are kept
 
 Portion = tuple[sp.csr_matrix, np.ndarray, np.ndarray]
 
 
 @dataclass(frozen=True)
 class TypeModel:
-    """What is known of one type besides the network. It holds no cell: a cell or seed is kept as its neighbourhood.
+    """What is known of one type besides the network. It holds no cell: a seed is kept as its neighbourhood.
 
-    Shapes: latent_mean (L,), latent_factor (L, L), sizes (n_levels,), place_mean and place_sd (n_places, L + 1),
-    place_share (), seed_mean and seed_log_variance (n_seeds, L).
+    Shapes: latent_mean (L,), latent_factor (L, L), sizes (n_levels,), seed_mean and seed_log_variance (n_seeds, L).
     """
 
     latent_mean: Tensor
@@ -48,11 +44,6 @@ class TypeModel:
     """z = latent_mean + latent_factor @ noise: the first two moments of the type's posteriors, spread out"""
     sizes: Tensor
     """quantiles of the log library size"""
-    place_mean: Tensor
-    place_sd: Tensor
-    """of z and the log library size, around some of the type's cells: the moments of their nearest neighbours there"""
-    place_share: Tensor
-    """of the noise rows that start at a place; the others have z of the whole type's distribution"""
     seed_mean: Tensor
     seed_log_variance: Tensor
     calibration: Calibration | None = None
@@ -64,46 +55,6 @@ def _latent_moments(mean: Tensor, log_variance: Tensor, prior: float) -> tuple[T
     center = mean.sum(0) / (n + prior)
     second = mean.T @ mean + log_variance.exp().sum(0).diag() + prior * identity
     return center, torch.linalg.cholesky(second / (n + prior) - center.outer(center))
-
-
-def _places(
-    mean: Tensor, log_variance: Tensor, size: Tensor, params: GarageParams, rng: torch.Generator
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Match a normal distribution to what lies around each of a type's cells, the cell itself left out.
-
-    Few cells say little of a distribution's shape: what share of the noise rows starts at these places rises with the
-    type's cells, as if the one normal distribution of the type were known from `params.places_prior` more.
-
-    Parameters
-    ----------
-    mean, log_variance, size
-        Posteriors of z of the type's cells, shape (n_cells, L), and their log library sizes, shape (n_cells, 1).
-
-    Returns
-    -------
-    Means and standard deviations, shape (n_places, L + 1) each, and the share. A type that has no more cells than each
-    is to have neighbours has no places: they would tell of one cell or two.
-    """
-    n, among = len(mean), params.place_neighbors
-    joint = torch.cat([mean, size], dim=1)
-    if not among or n <= among:
-        return joint[:0], joint[:0], mean.new_zeros(())
-    latent, own = mean.cpu().numpy(), np.arange(n)
-    if n > MOST_PLACES:
-        own = torch.randperm(n, generator=rng, device=mean.device)[:MOST_PLACES].cpu().numpy()
-    near = NearestNeighbors(n_neighbors=among + 1).fit(latent).kneighbors(latent[own], return_distance=False)
-    others = near != own[:, None]
-    others[others.all(axis=1), -1] = False  # of more cells that are the same, it need not be among its own neighbours
-    neighbors = torch.from_numpy(near[others].reshape(len(own), among)).to(mean.device)
-    variance = torch.cat([log_variance.exp(), torch.zeros_like(size)], dim=1)[neighbors].mean(1)
-    spread = joint[neighbors].var(1, correction=0)
-    return joint[neighbors].mean(1), (variance + spread).sqrt(), mean.new_tensor(n / (n + params.places_prior))
-
-
-def _deal(n_places: int, n_rows: int, rng: torch.Generator) -> Tensor:
-    """Choose a place for each row at random, none twice before all have been once: shape (n_rows,)."""
-    hands = [torch.randperm(n_places, generator=rng, device=rng.device) for _ in range(math.ceil(n_rows / n_places))]
-    return torch.cat(hands)[:n_rows]
 
 
 def size_quantiles(size: Tensor, types: Tensor, t: int, prior: float) -> Tensor:
@@ -151,9 +102,7 @@ class SeededGan:
             center, factor = _latent_moments(mean[own], log_variance[own], prior)
             factor = params.latent_spread * factor
             sizes = size_quantiles(cells.size.squeeze(1), cells.types, t, prior)
-            places = _places(mean[own], log_variance[own], cells.size[own], params, rng)
-            of_seeds = seed_mean[of_type], seed_log_variance[of_type]
-            model.types.append(TypeModel(center, factor, sizes, *places, *of_seeds))
+            model.types.append(TypeModel(center, factor, sizes, seed_mean[of_type], seed_log_variance[of_type]))
         if params.calibrate:
             for t, uncalibrated in enumerate(model.types):
                 drawn = torch.cat([
@@ -190,13 +139,6 @@ class SeededGan:
         size = interpolate(chance, quantile_levels().to(device)[None], of_type.sizes[None]).T
         noise = torch.randn((n_rows, len(of_type.latent_mean)), generator=rng, device=device)
         z = of_type.latent_mean + noise @ of_type.latent_factor.T
-        if n_places := len(of_type.place_mean):
-            row = _deal(n_places, n_rows, rng)
-            around = torch.randn((n_rows, noise.shape[1] + 1), generator=rng, device=device)
-            there = of_type.place_mean[row] + of_type.place_sd[row] * around
-            is_there = torch.rand((n_rows, 1), generator=rng, device=device) < of_type.place_share
-            z = torch.where(is_there, there[:, :-1], z)
-            size = torch.where(is_there, there[:, -1:].clamp(of_type.sizes[0], of_type.sizes[-1]), size)
         n_seeds = len(of_type.seed_mean)
         from_seed = torch.rand(n_rows, generator=rng, device=device) < (self.leakage if n_seeds else 0.0)
         if n_seeds:

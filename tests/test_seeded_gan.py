@@ -7,7 +7,6 @@ import numpy as np
 import pytest
 import scipy.sparse as sp
 import torch
-from scipy.stats import chisquare
 
 from common.cli import silent
 from common.disk import to_disk
@@ -17,7 +16,7 @@ from config import GarageParams, SelectionParams
 from data_generation.calibration import Ranking
 from data_generation.cell_selection import select
 from data_generation.seeded_gan import Generator, SeedRows, Sight, Training, TrainingCells, observation_model
-from data_generation.synthesis import SeededGan, _deal, _places
+from data_generation.synthesis import SeededGan
 
 CPU = torch.device("cpu")
 SCALES = ["counts", "linear", "log", "scaled"]
@@ -165,75 +164,6 @@ def test_only_types_that_have_seeds_make_seed_rows(toy, tiny):
     assert set(types[from_seed].tolist()) == with_seeds
 
 
-# ---------------------------------------------------------------------------------------------- places
-
-
-def places_of(mean, size=None, *, seed=0, **params):
-    """Places of cells whose posteriors are points."""
-    size = torch.zeros(len(mean), 1) if size is None else size
-    return _places(mean, torch.full_like(mean, -30.0), size, GarageParams(**params), random(seed))
-
-
-def test_a_place_is_what_lies_around_a_cell_and_not_the_cell():
-    cluster = torch.randn(30, 4, generator=random())
-    outlier = torch.full((1, 4), 100.0)
-    mean, sd, _ = places_of(torch.cat([cluster, outlier]), place_neighbors=5)
-    assert mean.shape == sd.shape == (31, 5)
-    assert mean.abs().max() < 5  # nothing starts at the cell that is like no other
-    nearest = torch.cdist(cluster[:1], cluster).topk(6, largest=False).indices[0, 1:]
-    torch.testing.assert_close(mean[0, :4], cluster[nearest].mean(0))
-    torch.testing.assert_close(sd[0, :4], cluster[nearest].std(0, correction=0))
-
-
-def test_library_size_is_that_of_the_place():
-    small, large = torch.randn(20, 3, generator=random()), 50 + torch.randn(20, 3, generator=random())
-    size = torch.cat([torch.full((20, 1), 1.0), torch.full((20, 1), 9.0)])
-    mean, sd, _ = places_of(torch.cat([small, large]), size)
-    assert torch.equal(mean[:, 3], torch.cat([torch.full((20,), 1.0), torch.full((20,), 9.0)]))
-    assert (sd[:, 3] == 0).all()
-
-
-def test_more_cells_more_places():
-    shares = [float(places_of(torch.randn(n, 2, generator=random()), places_prior=20.0)[2]) for n in (1, 5, 6, 20, 180)]
-    assert shares == pytest.approx([0, 0, 6 / 26, 0.5, 0.9])
-    for none in places_of(torch.zeros(5, 2))[:2]:
-        assert none.shape == (0, 3)  # what lies around one cell of five would be the other four
-    assert places_of(torch.randn(9, 2), place_neighbors=0)[2] == 0
-
-
-def test_places_of_many_cells_and_of_equal_ones(monkeypatch):
-    monkeypatch.setattr("data_generation.synthesis.MOST_PLACES", 25)
-    points = torch.randn(100, 3, generator=random())
-    first, again, other = (places_of(points, seed=seed)[0] for seed in (0, 0, 1))
-    assert first.shape == (25, 4) and torch.equal(first, again) and not torch.equal(first, other)
-    mean, sd, _ = places_of(torch.ones(100, 3))  # nobody is certain to be among its own neighbours
-    assert (mean[:, :3] == 1).all() and (sd < 1e-5).all()
-
-
-def test_places_are_dealt():
-    rows = _deal(7, 16, random())
-    assert rows.shape == (16,)
-    assert sorted(rows[:7].tolist()) == sorted(rows[7:14].tolist()) == list(range(7))
-    assert not torch.equal(rows[:7], rows[7:14])
-    first = torch.cat([_deal(7, 1, random(i)) for i in range(700)])
-    assert chisquare(torch.bincount(first)).pvalue > 1e-3
-
-
-@pytest.mark.parametrize("neighbors", [0, 5])
-def test_a_type_of_two_kinds(toy, tiny, neighbors):
-    """Between two kinds there are no cells, and only places know it."""
-    gan = SeededGan.of(train(toy, replace(tiny, place_neighbors=neighbors, leakage=0.0)))
-    kinds = torch.cat([torch.full((300, 3), -4.0), torch.full((300, 3), 4.0)])
-    kinds += 0.1 * torch.randn(kinds.shape, generator=random())
-    whole_type = {"latent_mean": kinds.mean(0), "latent_factor": torch.linalg.cholesky(kinds.T.cov())}
-    places = zip(("place_mean", "place_sd", "place_share"), places_of(kinds, place_neighbors=neighbors), strict=True)
-    gan.types[0], seen = replace(gan.types[0], **whole_type, **dict(places)), []
-    gan.generator.decode = lambda z, *_: seen.append(z) or torch.zeros(len(z), gan.generator.n_genes)
-    gan._draw(0, 1000, random())
-    between = (seen[0].abs() < 3).any(1).float().mean()
-    assert between < 0.1 if neighbors else between > 0.3
-
-
 # ---------------------------------------------------------------------------------------------- training
 
 
@@ -370,7 +300,7 @@ CHANGES = [
     {"generator_lr": 5e-3}, {"critic_lr": 5e-3},
     {"adversarial_weight": 50.0}, {"r1_weight": 50.0}, {"r1_every": 3}, {"ema_decay": 0.5}, {"calibrate": False},
     {"calibrate_on": "normalised"}, {"calibration_prior": 50.0}, {"calibration_cells": 61}, {"leakage": 0.4},
-    {"latent_spread": 3.0}, {"calibrate_detection": False}, {"place_neighbors": 2}, {"places_prior": 500.0},
+    {"latent_spread": 3.0}, {"calibrate_detection": False},
 ]  # fmt: skip
 
 
@@ -393,7 +323,7 @@ def test_every_parameter_acts(toy, tiny, change):
         output(train(toy, p)) for p in (params, replace(params, **change))
     )  # fmt: skip
     assert not np.array_equal(cells, other_cells)
-    if name != "latent_spread" and "calibra" not in name and "place" not in name:  # which act after training
+    if name != "latent_spread" and "calibra" not in name:  # which act after training
         assert weights.shape != other_weights.shape or not torch.equal(weights, other_weights)
     else:
         assert torch.equal(weights, other_weights)
