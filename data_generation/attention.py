@@ -27,7 +27,7 @@ EXACT_UP_TO = 20_000  # cells; beyond this principal components are those of so 
 BATCH_CELLS = 512  # cells of such a batch
 VALIDATION_CELLS = 256  # cells that it is judged by
 FAN_OUT = 4  # neighbours that each cell of a batch listens to at most
-READ_AT_ONCE = 4000  # cells of so many that attention is read block by block, which bounds memory
+READ_AT_ONCE = 4000  # cells of those many whose attention is read together, which bounds memory
 
 
 def graph_features(log_values: sp.csr_matrix, params: SelectionParams, *, seed: int) -> np.ndarray:
@@ -293,9 +293,8 @@ class AttentionTraining:
         if self.has_validation:
             self.net.load_state_dict(self.best_weights)
         n_cells = len(self.types)
-        blocks = [np.arange(n_cells)]
-        if self.whole is None:
-            blocks = np.array_split(blocks[0], math.ceil(n_cells / READ_AT_ONCE))
+        n_blocks = 1 if self.whole is not None else math.ceil(n_cells / READ_AT_ONCE)
+        blocks = np.array_split(np.arange(n_cells), n_blocks)
 
         def parts() -> Iterator[tuple[np.ndarray, Tensor, Tensor]]:
             for block in blocks:

@@ -669,6 +669,7 @@ def test_many_cells_are_attended_to_block_by_block(monkeypatch):
     train = partial(train_attention, *arguments, seed=0, device=CPU, report=silent)
     whole_edges, whole, accuracy = train()
     monkeypatch.setattr(attention, "EXACT_UP_TO", 25)
+    monkeypatch.setattr(attention, "READ_AT_ONCE", 25)
     looped, alpha, blockwise = train()
     np.testing.assert_allclose(by_edge(looped, alpha), by_edge(whole_edges, whole), rtol=1e-4)
     assert blockwise == accuracy
