@@ -46,7 +46,7 @@ NEVER = -200.0  # logit of the detection of such a gene: a probability of exactl
 NARROWEST, WIDEST = 16, 128  # hidden layers whose width follows the number of cells
 BETAS = (0.5, 0.99)  # of Adam against a critic: little momentum, as the target moves
 DENSE_VALUES = 2**27  # of training cells that are kept dense in memory, 512 MB
-BLOCK_VALUES = 2**24  # of cells that are looked at together when all are, 64 MB
+BLOCK_VALUES = 2**24  # of cells that are looked at together where many are, 64 MB
 LOG_EVERY = 10  # steps between two rows of the loss table
 
 
@@ -103,9 +103,10 @@ class TrainingCells:
             return self.dense[index]
         return torch.from_numpy(self.X[index.cpu().numpy()].toarray()).to(index.device)
 
-    def blocks(self) -> Iterator[tuple[Tensor, Tensor]]:
-        """Yield the indices and values of all cells, as many at a time as fit."""
-        for index in torch.arange(self.n_cells, device=self.types.device).split(max(1, BLOCK_VALUES // self.n_genes)):
+    def blocks(self, of: Tensor | None = None) -> Iterator[tuple[Tensor, Tensor]]:
+        """Yield the indices and values of some cells, by default of all, as many at a time as fit."""
+        cells = torch.arange(self.n_cells, device=self.types.device) if of is None else of
+        for index in cells.split(max(1, BLOCK_VALUES // self.n_genes)):
             yield index, self.rows(index)
 
     def total(self, measure: Callable[[Tensor, Tensor], Tensor]) -> Tensor:

@@ -24,7 +24,6 @@ from data_generation.seeded_gan import Generator, Training, TrainingCells, repar
 
 ROWS_AT_ONCE = 1000  # cells generated at a time, which bounds memory
 RANKED_VALUES = 2**25  # of a type's cells that its marginals are learnt from: all, unless they are more, 128 MB
-RANKED_AT_ONCE = 2**22  # of these values, 16 MB a copy
 LEAST_RANKED = 1000  # cells of a type, however many genes
 MATCHED_CELLS = 1000  # drawn of all types together to know how the number of detected genes scatters, and of each at
 LEAST_MATCHED = 20  # least so many
@@ -111,8 +110,7 @@ class SeededGan:
                 own = (cells.types == t).nonzero().squeeze(1)
                 if len(own) > (most := max(LEAST_RANKED, RANKED_VALUES // cells.n_genes)):
                     own = own[torch.randperm(len(own), generator=rng, device=own.device)[:most].sort().values]
-                portions = own.split(max(1, RANKED_AT_ONCE // cells.n_genes))
-                real = torch.cat([ranking.to_rank(cells.rows(portion), rng) for portion in portions])
+                real = torch.cat([ranking.to_rank(x, rng) for _, x in cells.blocks(own)])
                 calibration = Calibration.fit(real, drawn, lowest.clamp_max(0), ceiling, prior=prior)
                 model.types[t] = replace(uncalibrated, calibration=calibration)
             if params.calibrate_detection and not ranking.counts:

@@ -626,6 +626,18 @@ def test_observation_model_is_built_block_by_block(toy, tiny, scale, monkeypatch
         torch.testing.assert_close(in_blocks[name], value, rtol=1e-3, atol=1e-4)
 
 
+def test_marginals_are_learnt_block_by_block(toy, tiny, monkeypatch):
+    training = train(toy, replace(tiny, calibration_prior=0.0))  # of the training cells alone
+    state = training.rng.get_state()
+    at_once = SeededGan.of(training)
+    monkeypatch.setattr("data_generation.seeded_gan.BLOCK_VALUES", 140)  # seven cells
+    training.rng.set_state(state)
+    in_blocks = SeededGan.of(training)
+    for a, b in zip(at_once.types, in_blocks.types, strict=True):
+        torch.testing.assert_close(a.calibration.atom_to, b.calibration.atom_to)
+        torch.testing.assert_close(a.calibration.quantiles_to, b.calibration.quantiles_to)
+
+
 def test_steps_are_bounded_however_many_cells(toy, tiny):
     training = prepare(toy, replace(tiny, anchor_epochs=100, warmup_epochs=80, anchor_steps=50))
     assert training.anchor_steps == 50 and training.warmup_steps == 5
