@@ -12,6 +12,7 @@ from analysis import (
     aggregate_losses,
     build_summary_tables,
     distribution_metrics,
+    plot_tradeoff,
     plot_wasserstein_vs_leakage,
 )
 from benchmarking.controls import DEFAULT_CONTROLS
@@ -436,3 +437,70 @@ def test_complaints_about_the_figure(tmp_path, capsys):
     line = refused(capsys, plot_wasserstein_vs_leakage.main, "--table", tmp_path / "t.csv")
     assert "make it with python data_generation/wasserstein_distance.py" in line
     assert not list(tmp_path.glob("f.*"))
+
+
+# ---------------------------------------------------------------------------------------------------- plot_tradeoff
+
+
+@pytest.fixture
+def judged(tmp_path):
+    """Table of two data sets: forest's and W1's values of five splits; the second has one split and no real half."""
+    scores = {
+        "garage": ([0.55, 0.57], [5.0, 5.2]), "copula": ([0.7, 0.8], [5.4, 5.4]),
+        "copula_calibrated": ([0.6, 0.6], [5.3, 5.3]), "poisson": ([0.9, 0.9], [6.0, 6.0]),
+        "real_half": ([0.5, 0.52], [4.9, 5.1]), "smote": ([0.8, None], [None, None]),
+    }  # fmt: skip
+    alone = {name: ([first], [second]) for name, ((first, _), (second, _)) in scores.items() if name != "real_half"}
+    pd.concat([rows_of("toy", scores), rows_of("other", alone)]).to_csv(tmp_path / "benchmark.csv", index=False)
+    return tmp_path
+
+
+def points_of(axes):
+    """Method -> position of its point, as drawn."""
+    return {bars.get_label(): tuple(bars[0].get_xydata()[0]) for bars in axes.containers}
+
+
+def trade(folder, *flags):
+    axes = "--x", "rf_auroc_genes", "--y", "w1_pcs"
+    plot_tradeoff.main(["--table", str(folder / "benchmark.csv"), "--out", str(folder / "t.png"), *axes, *flags])
+
+
+def test_a_point_is_a_methods_mean_and_the_real_half_a_band(judged, drawn, monkeypatch):
+    monkeypatch.setattr(plot_tradeoff, "Figure", plot_wasserstein_vs_leakage.Figure)
+    trade(judged)
+    other, toy = drawn[0].axes[:2]
+    assert (other.get_title(), toy.get_title()) == ("other", "toy")
+    # neither the control nor what lacks one of the two metrics
+    found = points_of(toy)
+    assert set(found) == {"garage", "copula", "copula_calibrated"}
+    assert found["garage"] == (pytest.approx(0.56), pytest.approx(5.1))
+    (band,) = toy.patches
+    assert band.get_y() == pytest.approx(5 - 0.02**0.5) and band.get_height() == pytest.approx(2 * 0.02**0.5)
+    assert points_of(other)["copula"] == (0.7, 5.4) and not other.patches
+    hollow = {bars.get_label(): bars[0].get_markerfacecolor() for bars in toy.containers}
+    assert hollow["copula_calibrated"] == "white" != hollow["copula"]
+    texts = [text.get_text() for text in drawn[0].legends[0].get_texts()]
+    assert texts == ["garage", "copula", "copula_calibrated", "real training half"]
+    assert imread(judged / "t.png").std() > 0.05
+
+
+def test_methods_keep_their_colour_however_many_there_are():
+    names = [f"m{i}" for i in range(40)]
+    styles = plot_tradeoff.styles_of([*names, "m3_calibrated", "garage"])
+    assert set(styles) == {*names, "m3_calibrated", "garage"}
+    assert styles["m3"]["color"] == styles["m3_calibrated"]["color"]
+
+
+def test_complaints_about_the_tradeoff(judged, capsys):
+    def complaint(*flags):
+        return refused(
+            capsys, plot_tradeoff.main, "--table", judged / "benchmark.csv", "--out", judged / "u.png", *flags
+        )
+
+    assert "has no metric 'calibrated_auc'" in complaint()
+    drawn = ["--x", "rf_auroc_genes", "--y", "w1_pcs"]
+    assert "did you mean 'rf_auroc_genes'?" in complaint("--x", "rf_auroc_gene")
+    assert "has no group 'B'" in complaint("--group", "B", *drawn)
+    assert "has no method 'gan'" in complaint("--methods", "gan", *drawn)
+    assert "no method has both rf_auroc_genes and w1_pcs" in complaint("--methods", "poisson", *drawn)
+    assert not list(judged.glob("u.*"))
