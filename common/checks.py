@@ -74,7 +74,8 @@ def check_known(name: str, known: Collection[str], there_is_none: str) -> None:
         If the name is not among them.
     """
     if name not in known:
-        raise UserError(f"{there_is_none} '{name}', only {', '.join(known)}{nearest(name, known)}")
+        others = f"only {', '.join(known)}" if known else "nor any other"
+        raise UserError(f"{there_is_none} '{name}', {others}{nearest(name, known)}")
 
 
 def not_finite(X: np.ndarray | sparse.spmatrix) -> list[int]:

@@ -333,9 +333,8 @@ def _read_input(path: Path, layer: str | None, *, on_disk: bool) -> AnnData:
     if layer == "raw" and layer not in cells.layers and cells.raw is not None:
         return AnnData(cells.raw.X, obs=cells.obs, var=cells.raw.var[[]])
     if layer:
-        if layer not in cells.layers:
-            layers = [*cells.layers, *(["raw"] if cells.raw is not None else [])]
-            raise UserError(f"{path} has no layer '{layer}', only {layers}{nearest(layer, layers)}")
+        layers = [*cells.layers, *(["raw"] if cells.raw is not None else [])]
+        check_known(layer, layers, f"{path} has no layer")
         cells.X = cells.layers[layer]
     if cells.X is None:
         raise UserError(f"{path} has no X: give --layer, one of {list(cells.layers)}")

@@ -1178,7 +1178,7 @@ BAD_INPUT = {
     "wrongly transposed": (matrix(toy(), "--transpose"), ["--transpose"]),
     "unknown data set": (lambda *_: ["--dataset", "polen"], ["'polen'", "did you mean 'pollen'"]),
     "unknown label": (lambda _, h5ad: ["--input", h5ad, "--label-key", "cell_typ"], ["did you mean 'cell_type'"]),
-    "unknown layer": (lambda _, h5ad: ["--input", h5ad, "--layer", "raw"], ["no layer 'raw'"]),
+    "unknown layer": (lambda _, h5ad: ["--input", h5ad, "--layer", "raw"], ["no layer 'raw', nor any other"]),
     "no such file": (lambda folder, _: ["--input", folder / "x.h5ad"], ["x.h5ad does not exist"]),
     "truncated h5ad": (cut, ["cut.h5ad", "damaged"]),
     "truncated csv.gz": (text_table(gzipped()[:-40], "x.csv.gz"), ["x.csv.gz", "damaged"]),
