@@ -174,7 +174,7 @@ class SelectionParams(Params):
     priority_on: Literal["loss", "features"] = "loss"
     """where the priority weight acts: on the cross-entropy, or on the hidden features (as published)"""
     rare_quota: bool = True
-    """share the seeds out by type, rare types first; otherwise the cells of highest attention, whatever their type"""
+    """share seeds out by type, rare cells counting more; otherwise take those of highest attention, of whatever type"""
     rare_only: bool = False
     """take seeds from rare types only"""
     seeds_by: Literal["attention", "random", "degree", "k_centre"] = "attention"

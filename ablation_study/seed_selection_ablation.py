@@ -1,8 +1,9 @@
 """Which parts of GARAGE earn their place: the choice of seeds, their quota, the critic, the anchor (paper, "Ablation").
 
 Seeds chosen by attention, by chance, by degree, as k-centres, from rare types only, without a quota for each type, or
-none at all; then the default seeds without the critic, and without the likelihood that anchors the generator. All else
-is as it is by default, so that every row differs from `garage` in one thing. Differences are paired over splits.
+none at all; then the default seeds without the critic, and without the anchor, the epochs of likelihood alone before
+the critic (likelihood in the critic's own steps stays). All else is as it is by default, so that every row differs from
+`garage` in one thing. Differences are paired over splits.
 
 Run:    python ablation_study/seed_selection_ablation.py --datasets pbmc68k pbmc3k.h5ad --seeds 5
 Reads:  data sets of config.py, or h5ad files with cell types in obs

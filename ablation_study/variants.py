@@ -7,7 +7,7 @@ from pathlib import Path
 import pandas as pd
 
 from benchmarking.controls import PURE_CONTROLS
-from benchmarking.experiment import MatrixArgs, run_jobs, source_of, tell_if_all_failed
+from benchmarking.experiment import MatrixArgs, run_jobs, sources_of, tell_if_all_failed
 from benchmarking.matrix import Job, Outcome
 from common.metrics.catalogue import ALL, FAMILIES, RARE
 from common.results import differences
@@ -48,7 +48,7 @@ def plan(variants: Mapping[str, Sequence[str]], args: MatrixArgs, *, split_seed:
     split_seed
         Of one split for all seeds; by default each seed has its own.
     """
-    sources = [source_of(name, args.n_top_genes) for name in args.datasets]
+    sources = sources_of(args.datasets, args.n_top_genes)
     generators = {name: (WHOLE, tuple(flags)) for name, flags in variants.items()}
     generators |= {name: (name, ()) for name in CONTROLS}
     return [

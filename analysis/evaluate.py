@@ -63,7 +63,10 @@ def _print(title: str, summary: pd.DataFrame) -> None:
     for metric in order_metrics(summary["metric"]):
         rows = summary[summary["metric"] == metric].set_index("method")
         decimals = decimals_of(rows["mean"], rows["sd"])
-        table.add_row(label_of(metric), *(text_of(rows.loc[method], decimals) for method in methods))
+        by_method = (
+            rows.loc[method] if method in rows.index else None for method in methods
+        )  # judged by other metrics
+        table.add_row(label_of(metric), *(text_of(row, decimals) for row in by_method))
     console.print(table)
 
 

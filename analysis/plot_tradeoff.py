@@ -11,6 +11,7 @@ Writes: results/figures/tradeoff.png
 import itertools
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import tyro
@@ -114,26 +115,26 @@ def draw(table: pd.DataFrame, x: str, y: str) -> Figure:
     return figure
 
 
-def styles_of(methods: list[str]) -> dict[str, dict]:
+def styles_of(methods: list[str]) -> dict[str, dict[str, Any]]:
     """Return how each method is drawn, in the order of the legend: GARAGE as a star, a calibrated rival hollow."""
     names = order_methods([name.removesuffix(CALIBRATED) for name in methods if name != OURS], [])
     looks = dict(zip(names, itertools.cycle(itertools.product(MARKERS, COLORS)), strict=False))
-    styles: dict[str, dict] = {}
+    styles: dict[str, dict[str, Any]] = {}
     if OURS in methods:
         styles[OURS] = {"color": PALETTE[0], "marker": "*", "markersize": 15, "markeredgecolor": "black", "zorder": 3}
     for name, (marker, color) in looks.items():
-        shape = {"color": color, "marker": marker, "markersize": 7}
+        shape: dict[str, Any] = {"color": color, "marker": marker, "markersize": 7}
         styles |= {name: shape, name + CALIBRATED: {**shape, "markerfacecolor": "white"}}
     return {name: style for name, style in styles.items() if name in methods}
 
 
 def _band(axes: Axes, mean: float, sd: float) -> None:
-    look = {"color": ORIGIN_COLORS["real"], "zorder": 0}
-    axes.axhline(mean, linewidth=1, **look)
-    axes.axhspan(mean - sd, mean + sd, alpha=0.5, linewidth=0, label="real training half", **look)
+    color = ORIGIN_COLORS["real"]
+    axes.axhline(mean, color=color, linewidth=1, zorder=0)
+    axes.axhspan(mean - sd, mean + sd, color=color, alpha=0.5, linewidth=0, zorder=0, label="real training half")
 
 
-def _point(axes: Axes, point: pd.Series, x: str, y: str, **style) -> None:
+def _point(axes: Axes, point: pd.Series, x: str, y: str, **style: Any) -> None:
     axes.errorbar(
         point["mean", x], point["mean", y], xerr=point["sd", x], yerr=point["sd", y], linestyle="", elinewidth=0.8,
         **style,

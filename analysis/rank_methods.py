@@ -155,11 +155,18 @@ def place(shortfall: pd.Series, controls: Sequence[str]) -> pd.Series:
 
 
 def summarise_ranks(ranks: pd.DataFrame) -> pd.DataFrame:
-    """Mean and standard deviation over seeds, for each data set and for the mean over data sets."""
-    over_sets = ranks.groupby(["seed", "method", "family"])["rank"].mean().reset_index()
-    both = pd.concat([ranks, over_sets.assign(dataset=EVERY, split="")])
+    """Mean and standard deviation over seeds, for each data set and for the mean over data sets.
+
+    Data sets weigh alike however many seeds they have; the standard deviation of their mean is over the seeds that all
+    of them have.
+    """
     by = ["dataset", "split", "method", "family"]
-    return both.groupby(by, sort=False)["rank"].agg(mean="mean", sd="std", seeds="count").reset_index()
+    of_each = ranks.groupby(by, sort=False)["rank"].agg(mean="mean", sd="std", seeds="count").reset_index()
+    over_all = of_each.groupby(["method", "family"], sort=False)["mean"].mean()
+    by_seed = ranks.pivot_table(index=["seed", "method", "family"], columns="dataset", values="rank")
+    shared = by_seed.dropna().mean(axis=1).groupby(["method", "family"]).agg(sd="std", seeds="count")
+    both = over_all.to_frame().join(shared).fillna({"seeds": 0}).astype({"seeds": int}).reset_index()
+    return pd.concat([of_each, both.assign(dataset=EVERY, split="")], ignore_index=True)[of_each.columns]
 
 
 def find_gaps(ranks: pd.DataFrame) -> pd.DataFrame:

@@ -9,6 +9,7 @@ import scipy.sparse as sp
 import torch
 from anndata import AnnData
 
+from common.checks import drop_empty_cells
 from common.data import types_of
 from config import GarageParams
 from data_generation.calibration import Calibration, Ranking, interpolate, match_detection, quantile_levels
@@ -36,6 +37,7 @@ def calibrate(drawn: AnnData, train: AnnData, params: GarageParams, *, seed: int
     -------
     As many cells as were drawn. Those of types that the training cells lack stay as they are.
     """
+    train, _ = drop_empty_cells(train)  # those that the choice of genes left empty; no generator learns from them
     scale, device = train.uns["scale"], torch.device("cpu")
     names, types = np.unique(types_of(train), return_inverse=True)
     real = TrainingCells.on(device, sp.csr_matrix(train.X), types, scale)

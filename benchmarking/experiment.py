@@ -53,6 +53,24 @@ def source_of(dataset: str, n_top_genes: int | None) -> CellSource:
     return CellSource(input=existing(Path(dataset)).resolve(), n_top_genes=n_top_genes)
 
 
+def sources_of(datasets: Sequence[str], n_top_genes: int | None) -> list[CellSource]:
+    """Return where data sets' cells are (`source_of`).
+
+    Raises
+    ------
+    UserError
+        If two of them would be one in folders and tables.
+    """
+    sources = [source_of(name, n_top_genes) for name in datasets]
+    given: dict[str, CellSource] = {}
+    for source in sources:
+        other = given.setdefault(source.name, source)
+        if other != source:
+            paths = f"{other.input or 'the data set'} and {source.input or 'the data set'}"
+            raise UserError(f"{paths} would both be called {source.name}: rename the file")
+    return list(given.values())
+
+
 def check_matrix_args(args: MatrixArgs) -> None:
     """Refuse numbers with which nothing would run.
 
@@ -73,11 +91,14 @@ def run_jobs(
     check_writable(table.parent)
     with progress_bar() as report:
         outcomes = perform_all(jobs, table=table, families=families, n_jobs=args.jobs, again=args.again, report=report)
-    if not table.exists():
-        return outcomes, pd.DataFrame()
+    return outcomes, rows_of_outcomes(outcomes, table) if table.exists() else pd.DataFrame()
+
+
+def rows_of_outcomes(outcomes: Sequence[Outcome], table: Path) -> pd.DataFrame:
+    """Return the rows that a table has of these jobs."""
     rows = read_results(table, made_by="the same command")
     mine = {(outcome.dataset, outcome.split, outcome.job.seed, outcome.job.method) for outcome in outcomes}
-    return outcomes, rows[pd.MultiIndex.from_frame(rows[KEYS]).isin(mine)]
+    return rows[pd.MultiIndex.from_frame(rows[KEYS]).isin(mine)]
 
 
 def tell_if_all_failed(outcomes: Sequence[Outcome]) -> None:

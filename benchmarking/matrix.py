@@ -9,7 +9,7 @@ import json
 import traceback
 import warnings
 from collections.abc import Callable, Collection, Sequence
-from contextlib import redirect_stderr, redirect_stdout
+from contextlib import redirect_stderr, redirect_stdout, suppress
 from dataclasses import asdict, dataclass, replace
 from functools import lru_cache, partial
 from pathlib import Path
@@ -27,12 +27,12 @@ from benchmarking.baseline import METHODS, load_method
 from benchmarking.calibrated import calibrate
 from benchmarking.controls import CONTROLS
 from common.cli import Reporter
-from common.data import CellSource
+from common.data import CellSource, types_of
 from common.errors import UserError
 from common.evaluation import evaluate
 from common.generation import folder_of, forget_result, load_split
 from common.judging import record_run, rows_of
-from common.metrics.catalogue import ALL, METRICS, Computed
+from common.metrics.catalogue import ALL, METRICS, RARE, Computed
 from common.run import Stopwatch
 from common.runs import Run, describe_split, load_run, read_record, with_genes_of
 from config import BaselineParams, GarageParams, PaperParams, SelectionParams
@@ -98,9 +98,20 @@ class Outcome:
 def perform_all(
     jobs: Sequence[Job], *, table: Path, families: Collection[Computed], n_jobs: int, again: bool, report: Reporter
 ) -> list[Outcome]:
-    """Perform jobs in so many processes (`in_processes`)."""
+    """Perform jobs in so many processes (`in_processes`); `again` makes and judges anew what is there."""
+    if again:
+        forget_runs(jobs)
     work = partial(perform, table=table, families=families, again=again)
     return in_processes(work, jobs, n_jobs=n_jobs, report=report)
+
+
+def forget_runs(jobs: Sequence[Job]) -> None:
+    """Have the runs of jobs made anew, each once, although they are as they would be made today."""
+    for job in jobs:
+        folder = folder_of(None, job.source.name, job.name, job.seed)
+        with suppress(UserError):  # nothing is there, or it is damaged
+            if is_trained(job) and read_record(folder)["argv"] == job.argv:
+                forget_result(folder)
 
 
 def in_processes(work: Callable[..., Outcome], jobs: Sequence[Job], *, n_jobs: int, report: Reporter) -> list[Outcome]:
@@ -135,14 +146,16 @@ def perform(job: Job, table: Path, families: Collection[Computed], *, again: boo
         return Outcome(job, split.dataset, "known", split=split.split)
     try:
         is_control = job.generator in CONTROLS
-        run, seconds = _draw_control(job, split) if is_control else _run_script(job, folder, split.train, again=again)
+        run, seconds = _draw_control(job, split) if is_control else _run_script(job, folder, split.train)
         if job.calibrated:
             cells = calibrate(run.synthetic, run.train, GarageParams(), seed=job.seed)
             run = replace(run, method=job.method, synthetic=cells)
         rows = evaluate(run, families=families)
     except Exception as error:  # a bug in one generator must not take the others with it, nor go unseen
         reason = explain(error, folder)
-        gap = [(ALL, name, 0, np.nan) for name, metric in METRICS.items() if metric.family in {*families, "cost"}]
+        groups = [ALL, RARE, *np.unique(types_of(split.held))]  # last among them all
+        wanted = [name for name, metric in METRICS.items() if metric.family in {*families, "cost"}]
+        gap = [(group, name, 0, np.nan) for group in groups for name in wanted]
         record_run(split, pd.DataFrame(gap, columns=_COLUMNS), table)  # in the place of what an earlier run had
         return Outcome(job, split.dataset, "failed", reason, split.split)
     cost = [(ALL, f"{stage}_seconds", run.train.n_obs, value) for stage, value in seconds.items()]
@@ -184,20 +197,18 @@ def is_trained(job: Job) -> bool:
     return job.generator == "garage" or job.generator in METHODS
 
 
-def sampler_of(job: Job, train: AnnData, *, again: bool) -> Sampler:
+def sampler_of(job: Job, train: AnnData) -> Sampler:
     """Return what draws from a job's generator: from its run, which is made if it is not there; a control learns now.
 
     Parameters
     ----------
     train
         The training cells of the job's split.
-    again
-        Make the run anew.
     """
     if not is_trained(job):
         return learn(job, train)
     folder = folder_of(None, train.uns["dataset"], job.name, job.seed)
-    _run_script(job, folder, train, again=again)
+    _run_script(job, folder, train)
     path = folder / "model.pt"
     model: Any = garage.load(path) if job.generator == "garage" else baseline.load(path)[0]
     return partial(_module_of(job).sample, model)
@@ -270,18 +281,17 @@ def _draw_control(job: Job, split: Run) -> tuple[Run, dict[str, float]]:
     return replace(split, synthetic=drawn), _seconds(clock.stages)
 
 
-def _run_script(job: Job, folder: Path, train: AnnData, *, again: bool) -> tuple[Run, dict[str, float]]:
+def _run_script(job: Job, folder: Path, train: AnnData) -> tuple[Run, dict[str, float]]:
     """Run a generator's script, unless its folder is as the script would leave it, and read the folder back."""
     folder.mkdir(parents=True, exist_ok=True)
     with FileLock(folder / ".lock"):  # the same run may be judged as it is and calibrated, by two processes
-        if not _is_finished(job, folder, train) or (again and not job.calibrated):
+        if not _is_finished(job, folder, train):
             _run_anew(job, folder)
     return load_run(folder), _seconds(read_record(folder)["stages"])
 
 
 def _run_anew(job: Job, folder: Path) -> None:
     script = _module_of(job)
-    forget_result(folder)
     try:
         with (folder / LOG).open("w") as log, redirect_stdout(log), redirect_stderr(log):
             script.main(job.argv)

@@ -20,7 +20,7 @@ import tyro
 
 from benchmarking.baseline import METHODS
 from benchmarking.controls import CONTROLS, DEFAULT_CONTROLS, PEERS, PURE_CONTROLS, load_controls
-from benchmarking.experiment import MatrixArgs, run_jobs, source_of, tell
+from benchmarking.experiment import MatrixArgs, run_jobs, sources_of, tell
 from benchmarking.matrix import CALIBRATED, Job
 from common.checks import check_known
 from common.cli import run_script
@@ -74,7 +74,7 @@ def choose_methods(names: Sequence[str]) -> list[str]:
 
 def plan(args: Args) -> list[Job]:
     """Return the matrix, seed by seed, so that whatever is done when it is interrupted is whole; errors as above."""
-    methods, sources = choose_methods(args.methods), [source_of(name, args.n_top_genes) for name in args.datasets]
+    methods, sources = choose_methods(args.methods), sources_of(args.datasets, args.n_top_genes)
 
     def job(source: CellSource, seed: int, method: str) -> Job:
         name = method.removesuffix(CALIBRATED)

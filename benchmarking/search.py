@@ -18,13 +18,12 @@ import numpy as np
 import pandas as pd
 import tyro
 
-from benchmarking.experiment import source_of, tell, tell_if_all_failed
+from benchmarking.experiment import rows_of_outcomes, sources_of, tell, tell_if_all_failed
 from benchmarking.matrix import Job, perform_all
 from benchmarking.run_benchmark import choose_methods
 from common.cli import progress_bar, run_script
 from common.errors import UserError
 from common.metrics.catalogue import ALL, METRICS
-from common.results import read_results
 from common.run import write_table
 from config import BASELINES, RESULTS_DIR
 
@@ -129,7 +128,7 @@ def main(argv: list[str]) -> None:
     choose_methods(args.methods)
     if without := [name for name in args.methods if name not in SPACES]:
         raise UserError(f"{without[0]} has no space to search: give {', '.join(SPACES)}")
-    sources = [source_of(name, args.n_top_genes) for name in args.datasets]
+    sources = sources_of(args.datasets, args.n_top_genes)
     jobs = [
         Job(source, 0.5, SEED, method, f"{method}_trial{trial}", as_flags(propose(method, trial)))
         for source in sources
@@ -140,7 +139,7 @@ def main(argv: list[str]) -> None:
     with progress_bar() as report:
         outcomes = perform_all(jobs, table=long, families=["fidelity"], n_jobs=args.jobs, again=False, report=report)
     tell_if_all_failed(outcomes)
-    ranked = rank_trials(read_results(long, made_by="the same command"))
+    ranked = rank_trials(rows_of_outcomes(outcomes, long))
     ranked["flags"] = [
         " ".join(as_flags(propose(method, trial)))
         for method, trial in zip(ranked["method"], ranked["trial"], strict=True)

@@ -1,9 +1,9 @@
 """How every baseline is trained: the values that networks see, and one rule for when to stop.
 
-Preset `paper` runs the published number of epochs on all training cells. Preset `tuned` stops by one rule, the same for
-every method: a tenth of each type's training cells takes no part in training; every `check_every` mini-batches cells
-are generated and compared with it (`Criterion`); training ends when `patience` checks in a row were no better than the
-best, or with the budget, and the best weights are kept.
+Preset `paper` runs the published number of epochs or steps on all training cells. Preset `tuned` stops by one rule, the
+same for every method: a tenth of each type's training cells takes no part in training; every `check_every` mini-batches
+cells are generated and compared with it (`Criterion`); training ends when `patience` checks in a row were no better
+than the best, or with the budget, and the best weights are kept.
 """
 
 from collections.abc import Callable, Iterator, Mapping

@@ -46,7 +46,7 @@ from scipy.stats import false_discovery_control, fisher_exact, mannwhitneyu, nor
 from scipy.stats.contingency import odds_ratio
 
 from benchmarking.controls import DEFAULT_CONTROLS, PURE_CONTROLS, load_controls
-from benchmarking.experiment import source_of
+from benchmarking.experiment import sources_of
 from benchmarking.matrix import Job, split_of
 from biological_analysis import marker_expression
 from biological_analysis.markers import Markers, MarkerSource, check_same_markers, find_markers
@@ -395,7 +395,8 @@ def plot_enrichment(types: pd.DataFrame) -> Figure:
 def validate_attention(args: Args) -> None:
     """Make the tests on real cells; write, draw and tell."""
     paths = [args.out.with_name(f"{args.out.stem}{part}.csv") for part in ("", "_markers", "_differences")]
-    splits = [(source_of(name, args.n_top_genes), seed) for name in args.datasets for seed in range(args.seeds)]
+    sources = sources_of(args.datasets, args.n_top_genes)
+    splits = [(source, seed) for source in sources for seed in range(args.seeds)]
     of_types, of_markers, notes = [], [], dict[str, None]()
     with progress_bar() as report:
         for step, (source, seed) in enumerate(splits):

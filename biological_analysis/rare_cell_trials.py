@@ -74,20 +74,18 @@ def type_sizes(cells: AnnData) -> pd.Series:
     return pd.Series(types_of(cells)).value_counts().sort_index()
 
 
-def rare_trials(job: Job, *, amounts: Sequence[int], again: bool) -> list[Trial]:
+def rare_trials(job: Job, *, amounts: Sequence[int]) -> list[Trial]:
     """Return the trials of a method on a split: an amount of its cells added of each rare type.
 
     Parameters
     ----------
     amounts
         Synthetic cells of each rare type, in multiples of its training cells.
-    again
-        Make the run from which cells are drawn anew.
     """
     run = split_of(job)
     rare, sizes = testable_rare_types(run), type_sizes(run.train)
     groups = {RARE: rare, **{name: [name] for name in rare}}
-    sampler = cache(lambda: sampler_of(job, run.train, again=again))
+    sampler = cache(lambda: sampler_of(job, run.train))
 
     def draw(amount: int) -> AnnData | None:
         if job.generator == REAL_ONLY:
@@ -291,10 +289,10 @@ def perform(
         except Exception as error:  # one generator must not take the others with it, nor fail unseen
             reasons.append(explain(error, folder_of(None, run.dataset, job.name, job.seed)))
             rows = gap(trial)
-        record_run(trial.run, rows, table)
+        record_run(trial.run, rows, table, one_model=False)  # each trial learns from other cells
     if reasons:
-        return Outcome(job, run.dataset, "failed", "; ".join(dict.fromkeys(reasons)))
-    return Outcome(job, run.dataset, "judged" if todo else "known")
+        return Outcome(job, run.dataset, "failed", "; ".join(dict.fromkeys(reasons)), run.split)
+    return Outcome(job, run.dataset, "judged" if todo else "known", split=run.split)
 
 
 def _is_known(trial: Trial, table: Path) -> bool:

@@ -36,7 +36,7 @@ from rich.markup import escape
 
 from benchmarking import run_benchmark
 from benchmarking.experiment import MatrixArgs, check_matrix_args, tell
-from benchmarking.matrix import Job, Outcome, in_processes, split_of
+from benchmarking.matrix import Job, Outcome, forget_runs, in_processes, split_of
 from biological_analysis.rare_cell_gains import (
     LABELS,
     NAMES,
@@ -145,9 +145,11 @@ def main(argv: list[str]) -> None:
         tell_types(args, split_of(job))
     figures, outcomes, written = figures_of(args.out), [], []
     if args.amounts:
-        make_trials = partial(rare_trials, amounts=args.amounts, again=args.again)
+        make_trials = partial(rare_trials, amounts=args.amounts)
+        if args.again:
+            forget_runs(plan(args, ()))
         outcomes += _perform_all(make_trials, (REAL_ONLY,), args, args.out)
-        table = _read(args.out, args)
+        table = _read(args.out, args, outcomes)
         summary = summarise_gains(table, holdout=args.holdout)
         write_table(args.out.with_name(f"{args.out.stem}_summary.csv"), summary)
         with atomic(args.out.with_name(f"{args.out.stem}_summary.md")) as part:
@@ -159,7 +161,7 @@ def main(argv: list[str]) -> None:
         path, figure = args.out.with_name("rare_cell_downsampling.csv"), figures / "rare_cell_downsampling.png"
         make_trials = partial(down_sampling_trials, wanted=args.down_sample, keep=args.keep)
         outcomes += _perform_all(make_trials, (REAL_ONLY, CEILING), args, path)
-        table = _read(path, args)
+        table = _read(path, args, outcomes)
         save(plot_down_sampling(table), figure)
         _show(table[table["group"] != ALL], "f1", "keep", "{:3g} cells left")
         written += [str(path), str(figure)]
@@ -174,10 +176,12 @@ def _perform_all(
         return in_processes(work, plan(args, references), n_jobs=args.jobs, report=report)
 
 
-def _read(path: Path, args: Args) -> pd.DataFrame:
-    """Read what a table has of these shares of training and held-out cells."""
+def _read(path: Path, args: Args, outcomes: Sequence[Outcome]) -> pd.DataFrame:
+    """Read what a table has of these shares of training and held-out cells; of these data sets, of these genes."""
     table = read_results(path, made_by="the same command")
-    return table[table["split"].str.startswith(f"holdout {args.holdout:g},")]
+    table = table[table["split"].str.startswith(f"holdout {args.holdout:g},")]
+    splits = {outcome.dataset: outcome.split for outcome in outcomes if outcome.split}
+    return table[table["split"] == table["dataset"].map(splits).fillna(table["split"])]
 
 
 def _show(rows: pd.DataFrame, kind: str, by: str, text: str) -> None:

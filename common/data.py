@@ -69,6 +69,12 @@ class CellSource:
     scale: Scale | None = None
     """scale of the values, should it be recognised wrongly"""
 
+    @property
+    def name(self) -> str:
+        """What the cells are called: the data set, or the file or folder without its ending."""
+        path = self.input or self.expression_csv
+        return _stem(path) if path else self.dataset or DEFAULT_DATASET
+
 
 @torch_threads_kept()
 def load_cells(source: CellSource) -> AnnData:
@@ -92,9 +98,8 @@ def load_cells(source: CellSource) -> AnnData:
         If flags contradict each other, a file is missing or damaged, or the data are unfit for use.
     """
     _check_flags(source)
-    path = source.input or source.expression_csv
-    name = _stem(path) if path else source.dataset or DEFAULT_DATASET
-    row = None if path else _find_dataset(name)
+    name = source.name
+    row = None if source.input or source.expression_csv else _find_dataset(name)
     if row and row.expression and row.labels:
         source = replace(
             source, expression_csv=DATA_DIR / row.expression, labels_csv=DATA_DIR / row.labels,

@@ -170,20 +170,21 @@ def read_on_disk(path: Path, layer: str | None) -> AnnData:
     Parameters
     ----------
     layer
-        Layer to take instead of X.
+        Layer to take instead of X; raw, where no layer is called so, means .raw.
 
     Returns
     -------
-    X of shape (n_cells, n_genes), CSR float32 without stored zeros, on disk; the file's obs and var.
+    X of shape (n_cells, n_genes), CSR float32 without stored zeros, on disk; the file's obs and var, or raw's var.
 
     Raises
     ------
     UserError
         If there is no such matrix, or it is stored by genes.
     """
-    key = f"layers/{layer}" if layer else "X"
     store: Any = zarr.open_group(path, mode="r") if path.is_dir() else h5py.File(path)
     try:
+        of_raw = layer == "raw" and "layers/raw" not in store and "raw/X" in store
+        key = "raw/X" if of_raw else f"layers/{layer}" if layer else "X"
         if key not in store:
             layers = list(store["layers"]) if "layers" in store else []
             raise UserError(f"{path} has no {key}: give --layer, one of {layers}")
@@ -203,7 +204,7 @@ def read_on_disk(path: Path, layer: str | None) -> AnnData:
                 block.eliminate_zeros()
                 yield block
 
-        obs, var = anndata.io.read_elem(store["obs"]), anndata.io.read_elem(store["var"])
+        obs, var = (anndata.io.read_elem(store[name]) for name in ("obs", "raw/var" if of_raw else "var"))
         return AnnData(to_disk(blocks()), obs=obs, var=var)
     finally:
         if isinstance(store, h5py.File):

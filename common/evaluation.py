@@ -154,7 +154,9 @@ def _privacy(run: Run, train: View, held: View, drawn: View) -> Scores:
 
 
 def _clustering(held: View, drawn: View, seed: int) -> Scores:
-    """Score the clusters of the synthetic cells, and those of the held-out cells for reference."""
+    """Score the clusters of the synthetic cells, and those of as many held-out cells for reference."""
+    n, rng = min(len(held), len(drawn)), np.random.default_rng(seed)
+    held, drawn = held.thin(n, rng), drawn.thin(n, rng)
     of_held, of_drawn = (
         clustering.agreement(view.labels, cluster_blindly(view.genes, seed=seed)[0]) for view in (held, drawn)
     )

@@ -112,10 +112,13 @@ def _key(run: Run) -> tuple:
     return tuple(getattr(run, column) for column in KEYS)
 
 
-def record_run(run: Run, rows: pd.DataFrame, path: Path) -> tuple:
-    """Write the rows of a run, columns group, metric, n and value, into a table; return what identifies them there."""
+def record_run(run: Run, rows: pd.DataFrame, path: Path, *, one_model: bool = True) -> tuple:
+    """Write the rows of a run, columns group, metric, n and value, into a table; return what identifies them there.
+
+    `one_model`: as for `common.results.record`.
+    """
     given = {"leakage": run.params.get("leakage", np.nan), "labels": run.labels, MADE_OF: run.made_of}
-    record(path, rows.assign(**dict(zip(KEYS, _key(run), strict=True)), **given))
+    record(path, rows.assign(**dict(zip(KEYS, _key(run), strict=True)), **given), one_model=one_model)
     return _key(run)
 
 

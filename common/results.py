@@ -68,11 +68,11 @@ def keep_other_datasets(path: Path, table: pd.DataFrame) -> pd.DataFrame:
     """Return a table with the rows added that a file of it has of other data sets."""
     if not path.exists():
         return table
-    old = pd.read_csv(path)
+    old = pd.read_csv(path, dtype={"dataset": str})
     return pd.concat([old[~old["dataset"].isin(table["dataset"])], table], ignore_index=True)
 
 
-def record(path: Path, rows: pd.DataFrame) -> None:
+def record(path: Path, rows: pd.DataFrame, *, one_model: bool = False) -> None:
     """Write the rows of some runs into a table; what it held of the same runs and metrics is replaced.
 
     Parameters
@@ -81,16 +81,31 @@ def record(path: Path, rows: pd.DataFrame) -> None:
         The table, made if it is not there. Several processes may write it: they wait for each other.
     rows
         With the columns `COLUMNS`.
+    one_model
+        Rows of these runs' other metrics go, too, where they are of other data or hyperparameters (`MADE_OF`).
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(path.with_name(f".{path.name}.lock")):
         if path.exists():
             old = read_results(path, made_by="the same command")
             same = pd.MultiIndex.from_frame(rows[[*KEYS, "metric"]])
-            kept = old[~pd.MultiIndex.from_frame(old[[*KEYS, "metric"]]).isin(same)]
+            replaced = pd.MultiIndex.from_frame(old[[*KEYS, "metric"]]).isin(same)
+            stale = _of_another_model(old, rows) if one_model else False
+            kept = old[~(replaced | stale)]
             rows = pd.concat([kept, rows]) if len(kept) else rows
         others = [column for column in rows if column not in COLUMNS]
         write_table(path, rows.sort_values(KEYS, kind="stable")[[*COLUMNS, *others]])
+
+
+def _of_another_model(old: pd.DataFrame, rows: pd.DataFrame) -> np.ndarray:
+    """Tell which old rows are of the same runs as the new ones, but known to be made of something else."""
+    if MADE_OF not in old or MADE_OF not in rows:
+        return np.zeros(len(old), bool)
+    made_of = rows.drop_duplicates(KEYS).set_index(KEYS)[MADE_OF]
+    now = made_of.reindex(pd.MultiIndex.from_frame(old[KEYS])).to_numpy()
+    before = old[MADE_OF].to_numpy()
+    changed: np.ndarray = pd.notna(now) & pd.notna(before) & (now != before)
+    return changed
 
 
 def summarise(table: pd.DataFrame) -> pd.DataFrame:

@@ -100,6 +100,9 @@ def read_synthetic(folder: Path) -> AnnData:
     path = intact(folder / "cells.h5ad")
     with reading(path, "h5ad file"):
         cells = anndata.read_h5ad(path)
+        cells.X = sparse.csr_matrix(cells.X)  # as every generator here writes it
+    if "scale" not in cells.uns:
+        raise UserError(f"{path} does not say on which scale its values are: write it into uns['scale']")
     if not_finite(cells.X):
         raise UserError(f"{path} has missing or infinite values: repeat the run, if need be with another --seed")
     return cells

@@ -56,7 +56,7 @@ class Selection:
 
 
 def seed_quota(sizes: np.ndarray, n_seeds: int, is_rare: np.ndarray, priority_weight: float) -> np.ndarray:
-    """Share seeds out among types: one each, rare types first, the rest by highest averages (D'Hondt).
+    """Share seeds out among types: one each, the rest by highest averages (D'Hondt), rare cells counting more.
 
     Parameters
     ----------

@@ -166,7 +166,7 @@ def fit(
         gan=gan, preset=preset, params=params, dataset=str(cells.uns.get("dataset", "cells")), scale=scale,
         genes=list(cells.var_names), types=[str(name) for name in type_names],
         type_counts=np.bincount(types).tolist(), device=on, accuracy=selection.accuracy,
-        seeds=table, losses=pd.DataFrame(losses), notes=notes,
+        seeds=table, losses=pd.DataFrame(losses or {"step": []}), notes=notes,
     )  # fmt: skip
 
 

@@ -41,7 +41,7 @@ STYLE = """
   }"""
 ALT = (
     "Left to right. Real cells with their types. Stage 1: a graph attention network on the cells' neighbour graph; "
-    "cells that others attend to most become seeds, every type represented, rare types first. Stage 2: a hybrid "
+    "cells that others attend to most become seeds, every type represented. Stage 2: a hybrid "
     "batch of noise rows and seed rows enters the generator, a decoder with an observation model, which is anchored by "
     "likelihood and judged against real cells by a critic. Calibration: each gene's distribution in each type is "
     "brought to that of the training cells. Synthetic cells with types, as many as wanted."

@@ -59,6 +59,9 @@ def test_calibrated_cells_are_those_of_the_same_run(matrix, tmp_path):
     assert values_of(table, "gan")[metric] != values_of(table, "gan_calibrated")[metric]
     code, told, _ = matrix("gan_calibrated")
     assert code == 0 and "0 judged, 1 known" in told
+    made = (tmp_path / "synthetic/toy/gan/seed0/model.pt").stat().st_mtime_ns
+    assert "1 judged" in matrix("gan_calibrated", flags=["--again"])[1]
+    assert (tmp_path / "synthetic/toy/gan/seed0/model.pt").stat().st_mtime_ns > made
 
 
 @pytest.mark.slow
@@ -108,6 +111,8 @@ def test_a_failure_is_told_and_is_a_gap_until_it_is_mended(matrix, tmp_path, mon
     assert "make_generator" in log.read_text()
     assert values_of(table, "gan").isna().all() and (0, "copies") in values_of(table, "gan")
     assert values_of(table, "poisson").notna().any()
+    of_gan = table[table["method"] == "gan"]
+    assert set(of_gan["group"]) == {"all cells", "rare cells", "B", "NK", "T"}  # last among them, too
     code, told, table = matrix("gan", "poisson")
     assert code == 0 and "1 judged, 1 known, 0 failed" in told
     assert values_of(table, "gan")[0, "nearer_to_training"] > 0
@@ -130,6 +135,23 @@ def test_what_was_made_of_other_cells_or_is_gone_is_made_anew(matrix, tmp_path):
     _split.cache_clear()  # as for a command of its own
     _, told, table = matrix("gan", "real_half")
     assert "2 judged, 0 known" in told and (table["n"].max() < first["n"].max())
+
+
+def test_cells_of_one_name_are_not_taken_for_each_other(matrix, tmp_path, capsys):
+    (tmp_path / "more").mkdir()
+    path = tmp_path / "more" / "toy.h5ad"
+    make_toy()[::2].write_h5ad(path)
+    flags = ["--methods", "gan", *FAST, "--out", str(tmp_path / "other.csv"), "--seeds", "1"]
+    with pytest.raises(SystemExit, match="2"):
+        run_benchmark.main(["--datasets", str(tmp_path / "toy.h5ad"), str(path), *flags])
+    assert "would both be called toy: rename the file" in capsys.readouterr().err.replace("\n", " ")
+    matrix("gan")
+    record = (tmp_path / "synthetic/toy/gan/seed0/run.json").read_bytes()
+    _split.cache_clear()
+    with pytest.raises(SystemExit, match="1"):
+        run_benchmark.main(["--datasets", str(path), *flags])
+    assert "holds a run on other data" in capsys.readouterr().err.replace("\n", " ")
+    assert (tmp_path / "synthetic/toy/gan/seed0/run.json").read_bytes() == record
 
 
 def test_scaled_cells_keep_all_genes_on_request(matrix, tmp_path):
@@ -296,6 +318,14 @@ def test_ranks_as_tables(tmp_path):
     assert lines[4].startswith("| *controls* |") and lines[5].startswith("| real_half |")
     with pytest.raises(SystemExit):
         rank_methods.main(["--table", str(tmp_path / "long.csv"), "--group", "nobody", "--out", str(tmp_path)])
+
+
+def test_data_sets_weigh_alike_however_many_seeds_they_have():
+    seeds = [long_table({"a": 0.6, "b": 0.7}, seed=seed) for seed in range(3)]
+    ranks = rank_methods.rank(pd.concat([*seeds, long_table({"a": 0.7, "b": 0.6}, dataset="e")]), ["fidelity"])
+    found = rank_methods.summarise_ranks(ranks).set_index(["dataset", "method", "family"])
+    assert found.loc[("all", "a", "all"), "mean"] == 1.5 and found.loc[("d", "a", "all"), "mean"] == 1
+    assert found["seeds"].to_dict()["all", "a", "all"] == 1 and np.isnan(found.loc[("all", "a", "all"), "sd"])
 
 
 def test_ranks_are_of_one_split(tmp_path, capsys):

@@ -90,3 +90,16 @@ def test_a_type_drawn_once_gets_a_training_value():
     )
     X = found.X.toarray()
     assert ((X >= 0) & (real.max(0) >= X)).all() and X.sum() > 0
+
+
+def test_a_training_cell_without_counts_harms_nobody():
+    """As the choice of genes may leave one; its library size has no logarithm."""
+    train, drawn = make_toy(), make_toy()
+    for cells in (train, drawn):
+        cells.uns |= {"scale": "counts", "dataset": "toy"}
+        cells.X = sp.csr_matrix(cells.X) * 100  # reads
+    expected = calibrate(drawn, train[1:].copy(), GarageParams(), seed=0)
+    train.X = sp.csr_matrix(train.X.multiply(np.arange(train.n_obs)[:, None] > 0))
+    train.X.eliminate_zeros()
+    found = calibrate(drawn, train, GarageParams(), seed=0)
+    assert np.array_equal(found.X.toarray(), expected.X.toarray())

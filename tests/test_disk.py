@@ -109,16 +109,19 @@ def test_scale_is_told_by_every_block(matrix, mapped):
                 check_scale(to_disk(iter([X])), "counts")
 
 
-@pytest.mark.parametrize("layout", ["csr", "dense", "layer", "zarr"])
+@pytest.mark.parametrize("layout", ["csr", "dense", "layer", "raw", "zarr"])
 def test_h5ad_and_zarr_are_read(h5ad, tmp_path, layout):
     toy = anndata.read_h5ad(h5ad)
     if layout == "dense":
         toy.X = toy.X.toarray()
     if layout == "layer":
         toy.layers["raw"], toy.X = toy.X, sp.csr_matrix(toy.shape, dtype=np.float32)
+    if layout == "raw":  # of more genes
+        toy.raw = toy
+        toy = toy[:, :5].copy()
     path = tmp_path / ("cells.zarr" if layout == "zarr" else "cells.h5ad")
     (toy.write_zarr if layout == "zarr" else toy.write_h5ad)(path)
-    source = CellSource(input=path, layer="raw" if layout == "layer" else None)
+    source = CellSource(input=path, layer="raw" if layout in ("layer", "raw") else None)
     there, here = load_cells(CellSource(**{**vars(source), "on_disk": True})), load_cells(source)
     assert is_on_disk(there.X) and np.array_equal(there.X.toarray(), here.X.toarray())
     pd.testing.assert_frame_equal(there.obs, here.obs)

@@ -1,14 +1,18 @@
 """Everyone is judged alike, and every metric puts controls where theory has them."""
 
+import json
 import shutil
 from dataclasses import replace
 from functools import partial
 
+import anndata
 import numpy as np
 import pandas as pd
 import pytest
 from anndata import AnnData
+from scipy import sparse
 
+from analysis import evaluate as evaluate_script
 from benchmarking.controls import load_controls
 from common.cli import silent
 from common.data import CellSource, load_cells, split_cells
@@ -207,6 +211,37 @@ def test_controls_are_judged_again_for_metrics_that_the_table_lacks(toy_runs, tm
     for families in (["clustering"], ["clustering", "privacy"]):
         rows = judge([toy_runs / "seed0"], tmp_path / "t.csv", judge=partial(evaluate, families=families))
     assert rows.loc[rows["metric"] == "copies", "method"].tolist() == ["garage", "poisson", "real_half"]
+
+
+def copy_of(folder, out, **changed):
+    """Copy a run as another generator could have written it: without checksums, and with other entries of run.json."""
+    shutil.copytree(folder, out)
+    record = json.loads((out / "run.json").read_text()) | changed
+    del record["checksum"], record["files"]
+    (out / "run.json").write_text(json.dumps(record))
+    return out
+
+
+def test_runs_judged_by_other_metrics_before_stand_in_one_table(toy_runs, tmp_path, small_forests, capsys):
+    mine = copy_of(toy_runs / "seed0", tmp_path / "mine", method="mine")
+    for folder, family in ((toy_runs / "seed0", "clustering"), (mine, "privacy")):
+        argv = ["--runs", str(folder), "--families", family, "--controls", "poisson", "--out", str(tmp_path / "t.csv")]
+        evaluate_script.main(argv)
+    told = capsys.readouterr().out
+    assert "mine" in told and "poisson" in told and "—" in told
+
+
+def test_cells_of_another_generator_may_be_dense_but_have_a_scale(toy_runs, tmp_path):
+    path = copy_of(toy_runs / "seed0", tmp_path / "other") / "cells.h5ad"
+    cells = anndata.read_h5ad(path)
+    expected, cells.X = cells.X.copy(), cells.X.toarray()
+    cells.write_h5ad(path)
+    found = load_run(path.parent).synthetic.X
+    assert sparse.issparse(found) and (found != expected).nnz == 0
+    del cells.uns["scale"]
+    cells.write_h5ad(path)
+    with pytest.raises(UserError, match=r"does not say on which scale its values are: write it into uns\['scale'\]"):
+        load_run(path.parent)
 
 
 def test_controls_learn_from_the_runs_training_cells_only(toy_runs, tmp_path):

@@ -94,6 +94,11 @@ def test_rare_cells_end_to_end(utility):
     by = ["method", "seed", "group", "metric"]
     both = again.set_index(by)["value"].reindex(table.set_index(by).index)
     assert (both.to_numpy() == table["value"].to_numpy()).all()
+    # the same cells on fewer genes are another split of the table
+    code, *_ = utility("--methods", "bootstrap", "--amounts", "1", "--keep", "--n-top-genes", "10", seeds=1)
+    splits = pd.read_csv(folder / "rare.csv")["split"]
+    assert code == 0 and set(splits) == {"holdout 0.5, 20 genes", "holdout 0.5, 10 genes"}
+    assert set(pd.read_csv(folder / "rare_summary.csv")["method"]) == {"real_only", "bootstrap"}
 
 
 @pytest.mark.slow
@@ -255,21 +260,21 @@ def test_types_that_look_like_numbers_are_names(tmp_path):
     cells.obs["cell_type"] = cells.obs["cell_type"].cat.rename_categories({"B": "2338", "NK": "2339"})
     cells.write_h5ad(tmp_path / "toy.h5ad")
     job = Job(source_of(str(tmp_path / "toy.h5ad"), 10), 0.5, 0, "poisson", "poisson")
-    (trial,) = rare_trials(job, amounts=(3,), again=False)
+    (trial,) = rare_trials(job, amounts=(3,))
     found = judge(trial)
     assert set(found["group"]) == {RARE, ALL, "2339"} and found["value"].notna().all()
 
 
 def test_added_cells_are_what_was_asked_for_with_their_own_labels(tmp_path):
     job = toy_job(tmp_path, "bootstrap")
-    trials = rare_trials(job, amounts=(1, 3), again=False)
+    trials = rare_trials(job, amounts=(1, 3))
     real = trials[0].run.train
     real = {tuple(row) for row in real[real.obs["cell_type"] == "NK"].X.toarray()}
     for trial, n in zip(trials, (4, 12), strict=True):
         added = trial.draw()
         assert added.n_obs == n and set(added.obs["cell_type"]) == {"NK"} and added.uns["scale"] == "counts"
         assert {tuple(row) for row in added.X.toarray()} <= real
-    only = rare_trials(replace(job, generator="real_only", name="real_only"), amounts=(1, 3), again=False)
+    only = rare_trials(replace(job, generator="real_only", name="real_only"), amounts=(1, 3))
     assert [trial.setting for trial in only] == [{"amount": 0}] and only[0].draw() is None
 
 
@@ -318,7 +323,7 @@ def test_the_summary_for_people_has_the_rarest_type_and_the_rivals(planted):
 
 def test_cells_of_several_types_are_added_together(tmp_path, monkeypatch):
     monkeypatch.setattr(rare_cell_trials, "testable_rare_types", lambda run: ["B", "NK"])
-    (trial,) = rare_trials(toy_job(tmp_path, "smote"), amounts=(2,), again=False)
+    (trial,) = rare_trials(toy_job(tmp_path, "smote"), amounts=(2,))
     added = trial.draw()
     assert added.obs["cell_type"].value_counts().to_dict() == {"B": 24, "NK": 8, "T": 0}
     assert added.obs_names.is_unique and trial.groups == {RARE: ["B", "NK"], "B": ["B"], "NK": ["NK"]}

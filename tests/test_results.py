@@ -57,6 +57,20 @@ def test_other_metrics_of_the_run_are_kept(tmp_path):
     assert len(read_results(tmp_path / "t.csv", made_by="x")) == 2
 
 
+def test_a_method_is_one_model(tmp_path):
+    """What another model, or one of other cells, was worth on other metrics is not left beside today's."""
+    path = tmp_path / "t.csv"
+    for metric in ("m", "k"):
+        record(path, pd.concat([rows(metric=metric), rows("b", metric=metric)]).assign(made_of="1"), one_model=True)
+    record(path, rows(value=2.0).assign(made_of="2"), one_model=True)
+    table = read_results(path, made_by="x")
+    assert sorted(zip(table["method"], table["metric"], table["made_of"], strict=True)) == [
+        ("a", "m", "2"), ("b", "k", "1"), ("b", "m", "1"),
+    ]  # fmt: skip
+    record(path, rows(metric="k").assign(made_of="3"))  # where a method has several, as in trials of rare cells
+    assert len(read_results(path, made_by="x")) == 4
+
+
 def test_one_split_of_several_is_chosen(tmp_path):
     both = pd.concat([rows(), rows().assign(split="third")])
     assert of_one_split(both, "third", tmp_path)["split"].tolist() == ["third"]
@@ -71,6 +85,8 @@ def test_data_sets_that_a_command_was_not_given_stay_in_its_table(tmp_path):
     pd.concat([rows(value=1.0), rows().assign(dataset="e")]).to_csv(path, index=False)
     found = keep_other_datasets(path, rows(value=2.0))
     assert found.set_index("dataset")["value"].to_dict() == {"d": 2.0, "e": 1.0} and len(found) == 2
+    rows().assign(dataset="4000").to_csv(path, index=False)
+    assert len(keep_other_datasets(path, rows().assign(dataset="4000"))) == 1
 
 
 def test_summary_is_mean_and_sample_sd_and_counts_gaps():

@@ -2,8 +2,8 @@
 
 Cells are compared on log-normalised values (`compare_on`) and on the principal components of held-out and synthetic
 cells together (`pooled_pcs`): components of the real cells alone would hide whatever the synthetic cells do outside
-their span, and only on components of both, in equal numbers, can new cells of the same distribution not be told from
-the held-out ones, however few there are. All functions take two groups of cells, as many of one as of the other where
+their span, and only on components of both can new cells of the same distribution not be told from the held-out ones,
+however few there are. All functions take two groups of cells, as many of one as of the other where
 their numbers matter (`common.evaluation` sees to it): distances between finite samples shrink with the number of cells.
 
 Ranges, directions and sources of the metrics stand in `catalogue.py`.
