@@ -8,7 +8,9 @@ from typing import Literal
 import pandas as pd
 from scipy.stats import norm
 
+from common.data import types_of
 from common.metrics.catalogue import ALL, METRICS, SEEDS
+from common.runs import Run
 
 LEVEL = 0.05  # chance that attacks report a leak where there is none
 ATTACKS = ["attack_auc", "calibrated_auc"]
@@ -27,7 +29,9 @@ class Verdict:
     reasons: list[str]
 
 
-def judge_privacy(rows: pd.DataFrame, method: str, sizes: Mapping[int, tuple[int, int]]) -> Verdict:
+def judge_privacy(
+    rows: pd.DataFrame, method: str, sizes: Mapping[int, tuple[int, int]], *, too_few: str = ""
+) -> Verdict:  # fmt: skip
     """Judge a method by its worst attack in its worst split, beside what the same attack finds in the controls.
 
     An attack on all training cells finds a leak if its AUROC exceeds what chance may give (one-sided Mann-Whitney test,
@@ -42,6 +46,8 @@ def judge_privacy(rows: pd.DataFrame, method: str, sizes: Mapping[int, tuple[int
         Whose cells are judged; the other methods are its controls.
     sizes
         Numbers of training and held-out cells by seed.
+    too_few
+        What was drawn, if that is too little for attacks that find nothing to say anything (`describe_shortage`).
     """
     values = rows.set_index(["seed", "metric", "group", "method"])["value"].dropna().to_dict()
     tests = [(seed, attack) for seed in sizes for attack in ATTACKS if (seed, attack, ALL, method) in values]
@@ -73,7 +79,18 @@ def judge_privacy(rows: pd.DataFrame, method: str, sizes: Mapping[int, tuple[int
         return Verdict(method, "copies", "Training cells are among the synthetic ones.", reasons)
     if values[*worst, ALL, method] > limits[worst]:
         return Verdict(method, "leak", "A leak was found: training cells can be told from unused ones.", reasons)
+    if too_few:
+        return Verdict(method, "unknown", f"Privacy was not judged: {too_few}. Judge the whole run.", reasons)
     return Verdict(method, "none", "No leak was found by the attacks tried here; others may find one.", reasons)
+
+
+def describe_shortage(run: Run) -> str:
+    """Return in words what was drawn of a run, if it is fewer cells than it learnt from, or not all of their types."""
+    n, types = run.synthetic.n_obs, set(types_of(run.train))
+    drawn = len(types & set(types_of(run.synthetic)))
+    if n >= run.train.n_obs and drawn == len(types):
+        return ""
+    return f"only {n} cells of {drawn} of {len(types)} types were drawn of a model of {run.train.n_obs}"
 
 
 def _limit(n_training: int, n_held: int, *, level: float) -> float:

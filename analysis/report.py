@@ -24,7 +24,7 @@ from plotly.offline import get_plotlyjs
 from analysis import report_figures
 from analysis.aggregate_losses import read_losses, summarise_term
 from analysis.build_summary_tables import fill_gaps, find_best, head_of
-from analysis.privacy_verdict import judge_privacy
+from analysis.privacy_verdict import describe_shortage, judge_privacy
 from analysis.report_figures import COLORS, GLYPHS, MOST_CELLS, SYNTHETIC, TRAINING
 from benchmarking.baseline import METHODS
 from benchmarking.controls import CONTROLS, DEFAULT_CONTROLS, PURE_CONTROLS, load_controls
@@ -121,6 +121,7 @@ def _compare(rows: pd.DataFrame, runs: Sequence[Run]) -> dict[str, Any]:
     own, rare = list(dict.fromkeys(run.method for run in runs)), find_rare(runs[0])
     sizes = {run.seed: (run.train.n_obs, run.held.n_obs) for run in runs}
     metrics = rows["metric"].unique()
+    too_few = {run.method: shortage for run in runs if (shortage := describe_shortage(run))}
 
     def table_of(caption: str, group: str, chosen: Collection[str], methods: Collection[str] = ()) -> Table | None:
         known = rows.loc[(rows["group"] == group) & rows["value"].notna(), "metric"]
@@ -143,7 +144,7 @@ def _compare(rows: pd.DataFrame, runs: Sequence[Run]) -> dict[str, Any]:
         "rare": rare,
         "rare_tables": list(filter(None, rare_tables)),
         "exposed": list(filter(None, exposed)),
-        "verdicts": [judge_privacy(rows, method, sizes) for method in own],
+        "verdicts": [judge_privacy(rows, method, sizes, too_few=too_few.get(method, "")) for method in own],
     }
 
 
@@ -173,6 +174,7 @@ def _describe(i: int, run: Run) -> dict[str, Any]:
     types = list(counts.drop(columns=SYNTHETIC).sum(axis=1).sort_values(ascending=False, kind="stable").index)
     counts, rare = counts.loc[types], find_rare(run)
     cell_map, drawn, agrees = report_figures.cell_map(run, types, rare)
+    agrees = agrees.reindex(types).map("{:.0%}".format, na_action="ignore").fillna("—")  # none were drawn
     shares = counts.div(counts.sum()).map("{:.1%}".format).add_suffix(", share")
     about = {
         "id": f"run-{i}",
@@ -186,7 +188,7 @@ def _describe(i: int, run: Run) -> dict[str, Any]:
         "drawn": drawn,
         "figures": {"map": cell_map, "composition": report_figures.composition(counts)},
         "cells": _plain("Cells by type", "cell type", counts.join(shares)),
-        "agrees": _plain("Synthetic cells on the map", "cell type", agrees.reindex(types).map("{:.0%}".format)),
+        "agrees": _plain("Synthetic cells on the map", "cell type", agrees),
     }
     if run.seeds is not None:
         about["figures"]["attention"] = report_figures.attention(run.seeds, types)

@@ -400,9 +400,10 @@ def _labels(cells: AnnData, source: CellSource) -> tuple[list[str], str]:
     if key not in cells.obs:
         if key in cells.var:
             raise UserError(f"'{key}' labels the genes, the matrix seems transposed: give or drop --transpose")
+        only = f", only {', '.join(map(str, cells.obs.columns))}" if len(cells.obs.columns) else ""
         raise UserError(
-            f"there are no labels '{key}': name their column with --label-key, give --labels-csv, or let --cluster "
-            f"make some{nearest(key, cells.obs.columns)}"
+            f"the cells have no column '{key}'{only}: name the one with their types by --label-key, give --labels-csv, "
+            f"or let --cluster make types{nearest(key, cells.obs.columns)}"
         )
     labels = ["" if pd.isna(label) else str(label).strip() for label in cells.obs[key]]
     check_labels(labels, None, cells, f"obs['{key}']")

@@ -215,7 +215,8 @@ def read_tensors(path: Path) -> dict[str, Any]:
         If the file is missing, cut short, not ours, or a bit of it has changed.
     """
     if not path.is_file():
-        raise UserError(f"{path} is missing: give the folder of a run that has one")
+        there = "" if path.parent.is_dir() else ", and so is its folder"
+        raise UserError(f"{path} is missing{there}: give the folder of a finished run")
     try:
         with zipfile.ZipFile(path) as file:
             if damaged := file.testzip():  # torch itself does not compare checksums

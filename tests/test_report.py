@@ -3,6 +3,7 @@
 import json
 import re
 import shutil
+from dataclasses import replace
 from html.parser import HTMLParser
 
 import anndata
@@ -16,7 +17,7 @@ from sklearn.metrics import roc_auc_score
 from test_analysis import refused
 
 from analysis import report, report_figures
-from analysis.privacy_verdict import judge_privacy
+from analysis.privacy_verdict import describe_shortage, judge_privacy
 from analysis.report_figures import COLORS, MOST_CELLS, SYNTHETIC, cell_map
 from benchmarking.controls import DEFAULT_CONTROLS
 from common.metrics.catalogue import ALL, FAMILIES, HELD, METRICS, OTHERS, RARE, SEEDS
@@ -300,6 +301,16 @@ def test_verdict_by_numbers():
     assert "AUROC of 0.75, where 0.5 is a guess and up to 0.58 may be chance (seed 0" in said
     assert "A copy of the training cells gets 1.00: this is 50% of the way there." in said
     assert judge_privacy(scores().assign(value=np.nan), "mine", {0: (100, 100)}).kind == "unknown"
+
+
+def test_a_few_drawn_cells_are_no_clearance(toy_runs):
+    run = load_run(toy_runs / "seed0")
+    assert describe_shortage(run) == ""
+    few = describe_shortage(replace(run, synthetic=run.synthetic[run.synthetic.obs["cell_type"] == "NK"]))
+    assert few == "only 4 cells of 1 of 3 types were drawn of a model of 36"
+    verdict = judge_privacy(scores(), "mine", {0: (100, 100)}, too_few=few)
+    assert verdict.kind == "unknown" and few in verdict.headline
+    assert judge_privacy(scores(attack=0.75), "mine", {0: (100, 100)}, too_few=few).kind == "leak"
 
 
 def test_leaks_are_not_found_where_there_are_none():
