@@ -35,7 +35,8 @@ def read_results(path: Path, *, made_by: str) -> pd.DataFrame:
     if not path.exists():
         raise UserError(f"{path} is missing: make it with {made_by}")
     with reading(path, "table of results"):
-        table = pd.read_csv(path, dtype=dict.fromkeys(("group", "dataset", "method", "split", MADE_OF), str))
+        texts = dict.fromkeys(("group", "dataset", "method", "split", MADE_OF), str)
+        table = pd.read_csv(path, dtype=texts, float_precision="round_trip")  # or rows would change when others come
     if missing := set(COLUMNS) - set(table.columns):
         raise UserError(f"{path} has no column {' and '.join(sorted(missing))}: make it anew with {made_by}")
     return table
@@ -68,7 +69,7 @@ def keep_other_datasets(path: Path, table: pd.DataFrame) -> pd.DataFrame:
     """Return a table with the rows added that a file of it has of other data sets."""
     if not path.exists():
         return table
-    old = pd.read_csv(path, dtype={"dataset": str})
+    old = pd.read_csv(path, dtype={"dataset": str}, float_precision="round_trip")
     return pd.concat([old[~old["dataset"].isin(table["dataset"])], table], ignore_index=True)
 
 

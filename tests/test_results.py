@@ -46,6 +46,14 @@ def test_a_table_is_packed_where_its_name_says_so(tmp_path):
         read_results(packed, made_by="x")
 
 
+def test_values_stay_what_they_are_when_others_come(tmp_path):
+    values = np.random.default_rng(0).random(500) * 1e-3
+    record(tmp_path / "t.csv", pd.concat([rows(f"m{i}", value=value) for i, value in enumerate(values)]))
+    record(tmp_path / "t.csv", rows("other"))
+    table = read_results(tmp_path / "t.csv", made_by="x").set_index("method")["value"]
+    assert table[[f"m{i}" for i in range(500)]].tolist() == values.tolist()
+
+
 def test_columns_stand_in_one_order(tmp_path):
     record(tmp_path / "t.csv", rows().assign(leakage=0.1)[["value", "leakage", *COLUMNS[:-1]]])
     assert list(read_results(tmp_path / "t.csv", made_by="x")) == [*COLUMNS, "leakage"]
