@@ -63,10 +63,8 @@ def _print(title: str, summary: pd.DataFrame) -> None:
     for metric in order_metrics(summary["metric"]):
         rows = summary[summary["metric"] == metric].set_index("method")
         decimals = decimals_of(rows["mean"], rows["sd"])
-        by_method = (
-            rows.loc[method] if method in rows.index else None for method in methods
-        )  # judged by other metrics
-        table.add_row(label_of(metric), *(text_of(row, decimals) for row in by_method))
+        by_method = dict(rows.iterrows())  # without those that were judged by other metrics
+        table.add_row(label_of(metric), *(text_of(by_method.get(method), decimals) for method in methods))
     console.print(table)
 
 

@@ -18,16 +18,17 @@ import tyro
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from analysis.build_summary_tables import head_of
 from analysis.rank_methods import of_methods
 from benchmarking.controls import PURE_CONTROLS
 from benchmarking.matrix import CALIBRATED
 from common.checks import check_known
 from common.cli import console, run_script
 from common.errors import UserError
-from common.metrics.catalogue import ALL, METRICS
+from common.metrics.catalogue import ALL
 from common.plotting import MARKERS, ORIGIN_COLORS, PALETTE, save
 from common.results import of_one_split, read_results, summarise
-from common.summary import label_of, order_methods
+from common.summary import order_methods
 from config import RESULTS_DIR
 
 FLOOR, OURS = "real_half", "garage"
@@ -110,8 +111,8 @@ def draw(table: pd.DataFrame, x: str, y: str) -> Figure:
     figure.legend(list(keys.values()), list(keys), loc="outside right center", frameon=False, fontsize="small")
     for axes in panels[len(datasets) :]:
         axes.axis("off")
-    figure.supxlabel(_axis_label(x), fontsize="medium")
-    figure.supylabel(_axis_label(y), fontsize="medium")
+    figure.supxlabel(head_of(x), fontsize="medium")
+    figure.supylabel(head_of(y), fontsize="medium")
     return figure
 
 
@@ -139,11 +140,6 @@ def _point(axes: Axes, point: pd.Series, x: str, y: str, **style: Any) -> None:
         point["mean", x], point["mean", y], xerr=point["sd", x], yerr=point["sd", y], linestyle="", elinewidth=0.8,
         **style,
     )  # fmt: skip
-
-
-def _axis_label(metric: str) -> str:
-    better = {"lower": ", lower is better", "higher": ", higher is better"}
-    return label_of(metric) + better.get(METRICS[metric].better if metric in METRICS else "", "")
 
 
 if __name__ == "__main__":

@@ -98,12 +98,12 @@ def test_what_the_configuration_has_wrong_is_told(snakemake, config, message):
 
 @pytest.mark.slow
 def test_only_what_is_missing_is_made(snakemake, tree, tmp_path):
-    matrix = {"methods": ["real_half", "copula"]}
+    matrix = {"methods": ["real_half", "copula"], "seeds": 2}
     code, told = snakemake("all", **matrix)
     assert code == 0, told
-    assert jobs_of(told) == {"evaluate": 2, "merge": 1, "benchmark": 1}
+    assert jobs_of(told) == {"evaluate": 4, "merge": 1, "benchmark": 1}
     run_benchmark.main([
-        "--datasets", str(tree / TOY), "--methods", *matrix["methods"], "--seeds", "1", "--n-top-genes", "50",
+        "--datasets", str(tree / TOY), "--methods", *matrix["methods"], "--seeds", "2", "--n-top-genes", "50",
         "--jobs", "1", "--out", str(tmp_path / "benchmark.csv"),
     ])  # fmt: skip
     merged, together = (
@@ -113,7 +113,7 @@ def test_only_what_is_missing_is_made(snakemake, tree, tmp_path):
     pd.testing.assert_frame_equal(merged, together)
 
     assert "Nothing to be done" in snakemake("all", **matrix)[1]
-    (tree / "results/parts/benchmark/toy/copula/seed0.csv").unlink()
+    (tree / "results/parts/benchmark/toy/copula/seed1.csv").unlink()
     assert jobs_of(snakemake("all", "--dry-run", **matrix)[1]) == {"evaluate": 1, "merge": 1, "benchmark": 1}
 
 
