@@ -137,12 +137,15 @@ class Params:
                     raise UserError(f"{flag} is {value}: give {allowed}")
 
 
+SeedsBy = Literal["attention", "reach", "random", "degree", "k_centre"]
+
+
 @dataclass(frozen=True)
 class SelectionParams(Params):
     """Stage 1: the cell-cell graph, the attention network and the choice of seed cells."""
 
     leakage: Annotated[float, Range(0, 1)] = 0.2
-    """share of the training cells that become seeds, and of the generator's input rows that start from a seed"""
+    """share of the training cells that become seeds, and of the rows of a mini-batch that start from a seed"""
     rare_threshold: Annotated[int | None, Range(0)] = None
     """a type with at most this many cells is rare; by default what DATASETS says, else 5 % of the cells, 10 at least"""
     neighbors: Annotated[int, Range(2)] = 5
@@ -177,9 +180,10 @@ class SelectionParams(Params):
     """share seeds out by type, rare cells counting more; otherwise take those of highest attention, of whatever type"""
     rare_only: bool = False
     """take seeds from rare types only"""
-    seeds_by: Literal["attention", "random", "degree", "k_centre"] = "attention"
-    """how seeds are chosen; the others serve as comparisons: by chance, by how many cells listen to a cell, or by
-    distance from the seeds so far (farthest-first)"""
+    seeds_by: SeedsBy = "attention"
+    """how seeds are chosen: those of highest attention (as published); those that together are attended to by most
+    cells; or, to compare with, by chance, by how many cells listen to a cell, or by distance from the seeds so far
+    (farthest-first)"""
 
 
 CalibrateOn = Literal["auto", "counts", "normalised"]
@@ -189,6 +193,10 @@ CalibrateOn = Literal["auto", "counts", "normalised"]
 class GarageParams(SelectionParams):
     """Preset `garage`: an observation model anchors the generator, a critic refines it, marginals are calibrated."""
 
+    seeds_by: SeedsBy = "reach"
+    seed_share: Annotated[float | None, Range(0, 1)] = None
+    """share of a type's cells that are drawn from the neighbourhoods of seeds, not from one normal distribution; by
+    default what explains cells of the type best that neither knows: much where a label hides several types"""
     latent_dim: Annotated[int, Range(1)] = 10
     """dimensions of the latent space"""
     hidden_dim: Annotated[int | None, Range(1)] = None

@@ -31,11 +31,13 @@ from common.summary import label_of
 
 VARIANTS = {
     **dict([(WHOLE, ()), with_leakage(0)]),
+    "garage_highest": ("--seeds-by", "attention"),
     "garage_random": ("--seeds-by", "random"),
     "garage_degree": ("--seeds-by", "degree"),
     "garage_k_centre": ("--seeds-by", "k_centre"),
     "garage_rare_only": ("--rare-only",),
     "garage_no_quota": ("--no-rare-quota",),
+    "garage_fixed_share": ("--seed-share", "0.2"),
     "garage_no_critic": ("--critic-steps", "0"),
     "garage_no_anchor": ("--anchor-epochs", "0"),
 }

@@ -1,6 +1,8 @@
 """Stage 1: which cells are worth starting from (paper, "Seed cell selection").
 
-The cells to which others attend most (`attention.py`), a quota from every type, become the seeds of stage 2.
+The cells that together are attended to (`attention.py`) by most others, a quota from every type, become the seeds of
+stage 2. The cells of highest attention, which the paper takes, are neighbours of one another: they leave out whatever
+the labels do not name (docs/findings.md).
 """
 
 import heapq
@@ -19,7 +21,7 @@ from common.run import Checkpoint, no_checkpoint
 from config import SelectionParams
 from data_generation.attention import average_attention, cell_attention, graph_features, knn_graph, train_attention
 
-STAND_FOR = 20  # cells of its type that a seed without listeners among them stands for
+LEAST_LISTENERS = 3  # of its type, for a cell to stand for its neighbourhood: of fewer it would tell too much
 
 
 @dataclass(frozen=True)
@@ -27,7 +29,7 @@ class Selection:
     """What stage 1 found out about every training cell.
 
     Shapes: attention, is_seed, is_rare (n_cells,); neighborhood (n_seeds, n_cells), rows in the order of
-    `np.flatnonzero(is_seed)`, each a distribution over the cells of its type that listen to the seed.
+    `np.flatnonzero(is_seed)`, columns as `seed_neighborhoods` returns them.
     """
 
     attention: np.ndarray
@@ -104,9 +106,43 @@ def farthest_first(features: np.ndarray) -> np.ndarray:
     return np.array(order)
 
 
+def farthest_reach_first(paid: sp.csr_matrix) -> np.ndarray:
+    """Order cells so that each adds most to what all before it are paid, if a cell pays but once (Kempe et al. 2003).
+
+    With a set S of seeds, the sum over cells of the most that each pays to one of S is submodular: taking the cell
+    that adds most, again and again, comes within 1 - 1/e of the best set of any size.
+
+    Parameters
+    ----------
+    paid
+        What each cell (column) pays to each other (row), shape (n_cells, n_cells).
+
+    Returns
+    -------
+    Cell indices of shape (n_cells,).
+    """
+    n_cells = paid.shape[0]
+    most = np.zeros(n_cells)  # that each cell pays to one of those in order
+    start, listeners, pays = paid.indptr, paid.indices, paid.data
+    # what a cell adds only falls: one that is still ahead of all others' last known gain is the next
+    queue = [(-float(pays[start[i] : start[i + 1]].sum()), i) for i in range(n_cells)]
+    heapq.heapify(queue)
+    order = []
+    while queue:
+        _, i = queue[0]
+        mine = slice(start[i], start[i + 1])
+        adds = float(np.maximum(pays[mine] - most[listeners[mine]], 0).sum())
+        heapq.heapreplace(queue, (-adds, i))
+        if queue[0][1] == i:
+            heapq.heappop(queue)
+            order.append(i)
+            most[listeners[mine]] = np.maximum(most[listeners[mine]], pays[mine])
+    return np.array(order)
+
+
 def seed_scores(
     attention: np.ndarray, edge_index: np.ndarray, features: np.ndarray, types: np.ndarray, params: SelectionParams, *,
-    seed: int,
+    seed: int, paid: sp.csr_matrix | None = None,
 ) -> np.ndarray:  # fmt: skip
     """Score each cell's fitness as a seed by `params.seeds_by`.
 
@@ -115,8 +151,10 @@ def seed_scores(
     attention
         From `cell_attention`.
     edge_index, features
-        The graph, self loops or not, and what it was built on. Centres are sought within each type if seeds are shared
-        out by type, and among all cells otherwise.
+        The graph, self loops or not, and what it was built on. Centres, and cells of most reach, are sought within each
+        type if seeds are shared out by type, and among all cells otherwise.
+    paid
+        From `kin_payments`, for seeds by reach.
 
     Returns
     -------
@@ -128,14 +166,19 @@ def seed_scores(
     if params.seeds_by == "degree":
         source, target = edge_index
         return np.bincount(source[source != target], minlength=n_cells) + rng.random(n_cells)
-    if params.seeds_by == "k_centre":
-        scores = np.empty(n_cells)
-        group = types if params.rare_quota else np.zeros_like(types)
-        for t in np.unique(group):
-            members = np.flatnonzero(group == t)
-            scores[members[farthest_first(features[members])]] = -np.arange(len(members))
-        return scores
-    return attention
+    if params.seeds_by == "attention":
+        return attention
+    scores = np.empty(n_cells)
+    group = types if params.rare_quota else np.zeros_like(types)
+    for t in np.unique(group):
+        members = np.flatnonzero(group == t)
+        if params.seeds_by == "reach":
+            assert paid is not None
+            order = farthest_reach_first(paid[members][:, members])
+        else:
+            order = farthest_first(features[members])
+        scores[members[order]] = -np.arange(len(members))
+    return scores
 
 
 def choose_seeds(scores: np.ndarray, types: np.ndarray, is_rare: np.ndarray, params: SelectionParams) -> np.ndarray:
@@ -174,34 +217,47 @@ def choose_seeds(scores: np.ndarray, types: np.ndarray, is_rare: np.ndarray, par
     return is_seed
 
 
-def seed_neighborhoods(
-    edge_index: np.ndarray, alpha: np.ndarray, types: np.ndarray, seeds: np.ndarray
-) -> sp.csr_matrix:
-    """Give each seed the distribution over its listeners of its own type, in proportion to what they pay to it.
+def kin_payments(edge_index: np.ndarray, alpha: np.ndarray, types: np.ndarray) -> sp.csr_matrix:
+    """Return what cells pay to others of their type, if these have `LEAST_LISTENERS` of it.
+
+    Parameters
+    ----------
+    edge_index, alpha
+        As `train_attention` returns them.
 
     Returns
     -------
-    Shape (n_seeds, n_cells), rows sum to 1. A seed nobody of its type listens to stands for up to `STAND_FOR` others of
-    its type, all alike; only the one cell of a type for itself.
+    Shape (n_cells, n_cells): a row for the cell that is paid, a column for the one that listens.
     """
     source, target = edge_index
     kin = (source != target) & (types[source] == types[target])
+    kin &= np.bincount(source[kin], minlength=len(types))[source] >= LEAST_LISTENERS
     shape = (len(types), len(types))
-    paid = sp.csr_matrix((alpha[kin].astype(np.float64), (source[kin], target[kin])), shape)[seeds]
-    total = np.asarray(paid.sum(1)).ravel()
-    others, row = [], []
-    for i in np.flatnonzero(total == 0):
-        of_type = np.flatnonzero(types == types[seeds[i]])
-        stands_for = of_type[of_type != seeds[i]][:STAND_FOR] if len(of_type) > 1 else of_type
-        others.append(stands_for)
-        row.append(np.full(len(stands_for), i))
-        total[i] = len(stands_for)
-    if others:
-        cells = np.concatenate(others)
-        paid = paid + sp.csr_matrix((np.ones(len(cells)), (np.concatenate(row), cells)), shape=paid.shape)
-    hood = sp.csr_matrix(sp.diags(1 / total) @ paid)
-    hood.sort_indices()  # what random numbers choose depends on the order
-    return hood
+    paid = sp.csr_matrix((alpha[kin].astype(np.float64), (source[kin], target[kin])), shape)
+    paid.sort_indices()  # what random numbers choose depends on the order
+    return paid
+
+
+def seed_neighborhoods(paid: sp.csr_matrix, seeds: np.ndarray) -> sp.csr_matrix:
+    """Share each cell out among the seeds that it listens to, in proportion to what it pays them.
+
+    So a seed stands for its listeners, and many seeds in one place do not make it more than it is.
+
+    Parameters
+    ----------
+    paid
+        From `kin_payments`.
+    seeds
+        Cell indices, shape (n_seeds,).
+
+    Returns
+    -------
+    Shape (n_seeds, n_cells). Columns sum to 1, or to 0 for a cell that listens to no seed; a seed is never in its own
+    row, and one with fewer than `LEAST_LISTENERS` of its type, as all have in types of three cells, stands for none.
+    """
+    of_seeds = paid[seeds]
+    total = np.asarray(of_seeds.sum(0)).ravel()
+    return sp.csr_matrix(of_seeds @ sp.diags(1 / np.where(total > 0, total, 1.0)))
 
 
 def select(
@@ -233,7 +289,7 @@ def select(
         train, params.gat_networks, seed=seed, state=state, checkpoint=checkpoint
     )
     attention = cell_attention(edges, alpha, n_cells)
-    scores = seed_scores(attention, edges, features, types, params, seed=seed)
+    paid = kin_payments(edges, alpha, types)
+    scores = seed_scores(attention, edges, features, types, params, seed=seed, paid=paid)
     is_seed = choose_seeds(scores, types, is_rare, params)
-    neighborhood = seed_neighborhoods(edges, alpha, types, np.flatnonzero(is_seed))
-    return Selection(attention, is_seed, is_rare, neighborhood, accuracy)
+    return Selection(attention, is_seed, is_rare, seed_neighborhoods(paid, np.flatnonzero(is_seed)), accuracy)

@@ -33,7 +33,7 @@ from data_generation.paper_gan import PublishedGan
 from data_generation.seeded_gan import TrainingCells
 from data_generation.synthesis import SeededGan
 
-FORMAT = "garage-model-2"
+FORMAT = "garage-model-3"
 
 
 @dataclass

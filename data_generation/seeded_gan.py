@@ -263,44 +263,52 @@ def reparameterise(mean: Tensor, log_variance: Tensor, noise: Tensor) -> Tensor:
 
 
 class SeedRows:
-    """Draws seed rows: a seed, and a cell of its neighbourhood in proportion to attention."""
+    """Draws seed rows: a seed, and a cell of its neighbourhood, each cell that listens to a seed as often as any other.
+
+    Shapes: seeds (n_seeds,), the cells' indices; of_seed, neighbors, payments (n_payments,), the entries of
+    `Selection.neighborhood`.
+    """
 
     def __init__(self, selection: Selection, device: torch.device) -> None:
-        self.seeds = torch.from_numpy(np.flatnonzero(selection.is_seed)).to(device)
         hood = selection.neighborhood.tocsr()
+        self.seeds = torch.from_numpy(np.flatnonzero(selection.is_seed)).to(device)
+        self.of_seed = torch.from_numpy(np.repeat(np.arange(hood.shape[0]), np.diff(hood.indptr))).to(device)
         self.neighbors = torch.from_numpy(hood.indices.astype(np.int64)).to(device)
-        self.chances = torch.from_numpy(hood.data.astype(np.float32)).to(device)
-        self.of_seed = torch.from_numpy(np.repeat(np.arange(len(self.seeds)), np.diff(hood.indptr))).to(device)
-        # each seed's chances sum to 1, so those of the i-th end between i and i + 1: one search finds the neighbour
+        self.payments = torch.from_numpy(hood.data.astype(np.float32)).to(device)
         self.ends = torch.from_numpy(np.cumsum(hood.data)).to(device)
-        self.bounds = torch.from_numpy(hood.indptr.astype(np.int64)).to(device)
+
+    def __bool__(self) -> bool:
+        """Whether any cell listens to a seed."""
+        return len(self.payments) > 0
 
     def draw(self, n_rows: int, rng: torch.Generator) -> tuple[Tensor, Tensor]:
         """Return cell indices of shape (n_rows,): the seeds, and the neighbours they are to produce."""
-        device = self.seeds.device
-        row = torch.randint(len(self.seeds), (n_rows,), generator=rng, device=device)
-        chance = torch.rand(n_rows, generator=rng, device=device, dtype=torch.float64)
-        found = torch.searchsorted(self.ends, row + chance, right=True)
-        return self.seeds[row], self.neighbors[found.clamp(self.bounds[row], self.bounds[row + 1] - 1)]
+        chance = torch.rand(n_rows, generator=rng, device=self.ends.device, dtype=torch.float64)
+        row = torch.searchsorted(self.ends, chance * self.ends[-1], right=True).clamp_max(len(self.ends) - 1)
+        return self.seeds[self.of_seed[row]], self.neighbors[row]
 
-    def pool(self, mean: Tensor, log_variance: Tensor) -> tuple[Tensor, Tensor]:
-        """Match a normal distribution to the posteriors in each seed's neighbourhood, weighted by attention.
+    def pool(self, mean: Tensor, variance: Tensor, known: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
+        """Match a normal distribution to what is known of the cells in each seed's neighbourhood.
 
         Parameters
         ----------
-        mean, log_variance
-            Of every cell's posterior, shape (n_cells, L).
+        mean, variance
+            Of every cell, shape (n_cells, D).
+        known
+            Mask of the cells that count, shape (n_cells,); by default all.
 
         Returns
         -------
-        Mean and log variance for every seed, shape (n_seeds, L). The seed itself is not among its neighbours, so what
-        is left of it is only where it stands in the graph.
+        How many cells each seed stands for, shape (n_seeds,), mean and variance, shape (n_seeds, D). The seed itself is
+        not among its neighbours, so what is left of it is only where it stands in the graph.
         """
-        nothing, share = mean.new_zeros(len(self.seeds), mean.shape[1]), self.chances[:, None]
-        means = mean[self.neighbors]
+        share = self.payments if known is None else self.payments * known[self.neighbors]
+        cells = share.new_zeros(len(self.seeds)).index_add(0, self.of_seed, share)
+        share = (share / cells.clamp_min(1e-30)[self.of_seed])[:, None]
+        nothing, means = mean.new_zeros(len(self.seeds), mean.shape[1]), mean[self.neighbors]
         center = nothing.index_add(0, self.of_seed, share * means)
-        square = log_variance[self.neighbors].exp() + (means - center[self.of_seed]).square()
-        return center, nothing.index_add(0, self.of_seed, share * square).log()
+        square = variance[self.neighbors] + (means - center[self.of_seed]).square()
+        return cells, center, nothing.index_add(0, self.of_seed, share * square)
 
 
 def count_steps(n_cells: int, params: GarageParams) -> int:
@@ -353,7 +361,7 @@ class Training:
 
         # a hybrid batch: the share `leakage` of its rows starts from seeds
         self.n_rows = min(params.batch_size, cells.n_cells)
-        self.n_seed_rows = round(params.leakage * self.n_rows) if len(self.seed_rows.seeds) else 0
+        self.n_seed_rows = round(params.leakage * self.n_rows) if self.seed_rows else 0
         n_own = self.n_rows - self.n_seed_rows
         own, seeds = torch.arange(self.n_rows, device=device).split([n_own, self.n_seed_rows])
         self.mine = torch.cat([team.share(own), team.share(seeds)])

@@ -1,14 +1,21 @@
 """The ablations: variants differ in what they say, comparisons are paired, seeds are compared."""
 
+from dataclasses import replace
 from itertools import combinations
+from pathlib import Path
 
+import anndata
 import numpy as np
 import pandas as pd
 import pytest
+import scipy.sparse as sp
+from anndata import AnnData
 from conftest import make_toy
 
-from ablation_study import leakage_ablation, multi_seed_synthesis, seed_selection_ablation, variants
+from ablation_study import hidden_types, leakage_ablation, multi_seed_synthesis, seed_selection_ablation, variants
 from common.data import split_cells
+from common.errors import UserError
+from common.runs import Run
 
 
 @pytest.fixture
@@ -16,6 +23,7 @@ def study(tmp_path, monkeypatch, tiny_preset, capsys):
     """Run an ablation on toy cells with the tiny preset; return its exit code, what it told, and its folder."""
     monkeypatch.setattr(variants, "FAMILIES", ("privacy",))
     monkeypatch.setattr("common.generation.RESULTS_DIR", tmp_path)
+    monkeypatch.setattr(hidden_types, "RESULTS_DIR", tmp_path)
     make_toy().write_h5ad(tmp_path / "toy.h5ad")
 
     def run(script, *flags):
@@ -45,7 +53,7 @@ def seeds_of(folder, method, seed):
 @pytest.mark.slow
 def test_every_part_is_taken_away_by_itself(study):
     code, told, folder = study(seed_selection_ablation)
-    assert code == 0 and "22 judged, 0 known, 0 failed" in told
+    assert code == 0 and "26 judged, 0 known, 0 failed" in told
     table = pd.read_csv(folder / "ablation.csv")
     assert set(table["method"]) == {*seed_selection_ablation.VARIANTS, *variants.CONTROLS}
     found = pd.read_csv(folder / "seed_selection_differences.csv")
@@ -65,7 +73,7 @@ def test_every_part_is_taken_away_by_itself(study):
     rare = seeds_of(folder, "garage_rare_only", 0).query("is_seed")["cell_type"]
     assert set(rare) == {"NK"}
     code, told, _ = study(seed_selection_ablation)
-    assert code == 0 and "0 judged, 22 known" in told
+    assert code == 0 and "0 judged, 26 known" in told
 
 
 @pytest.mark.slow
@@ -106,6 +114,55 @@ def test_seeds_share_a_split(study):
     code, _, _ = study(multi_seed_synthesis, "--split-seed", "3")
     spread = pd.read_csv(folder / "metric_stability.csv").set_index("metric")
     assert code == 0 and spread.loc["dcr_ratio", "splits"] == 2 and spread.loc["dcr_ratio", "sd_over_splits"] > 0
+
+
+@pytest.mark.slow
+def test_hidden_types_are_looked_for(study):
+    code, told, folder = study(hidden_types, "--share", "0.15")
+    assert code == 0 and "14 judged, 0 known, 0 failed" in told
+    cells = anndata.read_h5ad(folder / "hidden_types" / "toy_hidden.h5ad")
+    assert set(cells.obs["true_type"]) == {"B", "NK", "T"} and set(cells.obs["cell_type"]) == {"B", "T"}
+    types = cells.obs.astype(str)
+    assert (types["cell_type"] == types["true_type"])[types["true_type"] != "NK"].all()
+    table = pd.read_csv(folder / "ablation.csv")
+    found = table[table["group"] == hidden_types.HIDDEN].set_index(["method", "metric", "seed"])["value"]
+    assert len(found) == 7 * 3 * 2
+    for metric in ("hidden_frequency", "hidden_found"):  # training cells themselves are what others are compared with
+        assert (found["real_half", metric].fillna(1) == 1).all()
+    differences = pd.read_csv(folder / "hidden_types_differences.csv").set_index(["method", "metric"])
+    gaps = [found["garage_leakage0", "hidden_coverage", s] - found["garage", "hidden_coverage", s] for s in (0, 1)]
+    row = differences.loc[("garage_leakage0", "hidden_coverage")]
+    assert row["mean"] == pytest.approx(np.mean(gaps))
+    code, told, _ = study(hidden_types, "--share", "0.15")
+    assert code == 0 and "0 judged, 14 known" in told
+
+
+def test_hidden_types_are_found_where_they_are():
+    """Cells of the hidden type in the right number are found; none are, where a generator makes the others only."""
+    rng = np.random.default_rng(0)
+    types = np.repeat(["A", "B", "C"], [60, 60, 12])
+    level = np.stack([np.repeat(np.roll([8.0, 1, 1], i), 10) for i in range(3)])[
+        np.unique(types, return_inverse=True)[1]
+    ]
+
+    def cells(keep=slice(None)):
+        made = AnnData(sp.csr_matrix(rng.poisson(level).astype(np.float32)), uns={"scale": "counts", "dataset": "made"})
+        made.obs["true_type"], made.obs["cell_type"] = types, np.where(types == "C", "A", types)
+        return made[keep].copy()
+
+    train, held = cells(), cells()
+    run = Run(
+        folder=Path(), dataset="made", method="", seed=0, split="", params={}, rare_threshold=None, train=train,
+        held=held, synthetic=cells(), seeds=None,
+    )  # fmt: skip
+    right = hidden_types.find_hidden(run)
+    assert right["hidden_found"] == 1 and right["hidden_frequency"] == 1 and right["hidden_coverage"] > 0.7
+    without = hidden_types.find_hidden(replace(run, synthetic=cells(types != "C")))
+    assert without == {"hidden_coverage": 0, "hidden_found": 0, "hidden_frequency": 0}
+    train.obs["cell_type"] = train.obs["true_type"]
+    assert set(hidden_types.hide_rare_types(train, 0.1)) == {"A", "B"}
+    with pytest.raises(UserError, match="0 of the 3 types"):
+        hidden_types.hide_rare_types(train, 0.01)
 
 
 def test_one_seed_cannot_be_compared(study):

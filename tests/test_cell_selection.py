@@ -18,7 +18,7 @@ from common.errors import UserError
 from common.run import no_checkpoint
 from common.scale import to_log
 from config import SelectionParams
-from data_generation import attention
+from data_generation import attention, cell_selection
 from data_generation.attention import (
     AttentionNet,
     ListenerGraph,
@@ -31,10 +31,12 @@ from data_generation.attention import (
     train_attention,
 )
 from data_generation.cell_selection import (
-    STAND_FOR,
+    LEAST_LISTENERS,
     Selection,
     choose_seeds,
     farthest_first,
+    farthest_reach_first,
+    kin_payments,
     seed_neighborhoods,
     seed_quota,
     seed_scores,
@@ -392,7 +394,7 @@ CHANGES = [
     {"graph_symmetric": False}, {"gat_networks": 2}, {"gat_heads": 3}, {"gat_hidden": 5}, {"gat_epochs": 29},
     {"gat_lr": 1e-2}, {"gat_validation": 0.3}, {"gat_patience": 2}, {"gat_balanced": False}, {"priority_weight": 5.0},
     {"priority_on": "features"}, {"rare_quota": False}, {"rare_only": True}, {"seeds_by": "random"},
-    {"seeds_by": "degree"}, {"seeds_by": "k_centre"},
+    {"seeds_by": "degree"}, {"seeds_by": "k_centre"}, {"seeds_by": "reach"},
 ]  # fmt: skip
 
 
@@ -501,41 +503,83 @@ def test_every_type_has_a_seed_even_if_seeds_are_few():
     assert sorted(types[is_seed]) == [0, 1, 2, 3, 4]
 
 
-def test_neighborhood_by_hand():
-    types = np.array([0, 0, 0, 1, 1, 1, 2])
-    edges = np.array([[0, 0, 0, 1, 3, 0, 1, 2, 3, 4, 6], [1, 2, 3, 0, 0, 0, 1, 2, 3, 4, 6]])
-    alpha = np.array([0.6, 0.2, 0.7, 0.1, 0.5, 0.4, 0.4, 0.8, 0.3, 1.0, 1.0])
-    hood = seed_neighborhoods(edges, alpha, types, np.array([0, 3, 4, 6])).toarray()
-    # 0 is heard by 1 and 2 (and by 3, not its kin, and itself); 3 only by a stranger, 4 by nobody, and 6 has no kin
-    assert hood.shape == (4, 7)
-    np.testing.assert_allclose(hood[0], [0, 0.75, 0.25, 0, 0, 0, 0])
-    np.testing.assert_allclose(hood[1:3], [[0, 0, 0, 0, 0.5, 0.5, 0], [0, 0, 0, 0.5, 0, 0.5, 0]])
-    np.testing.assert_allclose(hood[3], [0, 0, 0, 0, 0, 0, 1])
+def test_neighborhood_by_hand(monkeypatch):
+    monkeypatch.setattr(cell_selection, "LEAST_LISTENERS", 2)
+    types = np.array([0, 0, 0, 0, 1, 1, 1])
+    edges = np.array([[0, 0, 0, 1, 1, 4, 0, 1, 2, 4, 5], [1, 2, 3, 2, 3, 0, 0, 1, 2, 4, 4]])
+    alpha = np.array([0.6, 0.2, 0.1, 0.6, 0.1, 0.5, 0.4, 0.4, 0.8, 0.3, 0.7])
+    paid = kin_payments(edges, alpha, types).toarray()
+    # 0 is heard by 1, 2 and 3 of its kin, and itself; 1 by 2 and 3; 4 only by a stranger and itself, 5 by one of kin
+    expected = np.zeros((7, 7))
+    expected[0, 1:4], expected[1, 2:4] = [0.6, 0.2, 0.1], [0.6, 0.1]
+    np.testing.assert_allclose(paid, expected)
+    hood = seed_neighborhoods(sp.csr_matrix(paid), np.array([0, 1, 4])).toarray()
+    # 1 itself is the seed's; 2 pays one in four to 0 and three to 1; 3 pays both alike; nobody listens to 4
+    np.testing.assert_allclose(hood, [[0, 1, 0.25, 0.5, 0, 0, 0], [0, 0, 0.75, 0.5, 0, 0, 0], [0] * 7])
 
 
-def test_a_seed_without_listeners_stands_for_a_few_of_its_type():
-    types = np.zeros(3 * STAND_FOR, dtype=int)
-    (row,) = seed_neighborhoods(np.zeros((2, 0), dtype=int), np.zeros(0), types, np.array([4])).toarray()
-    assert (row > 0).sum() == STAND_FOR and row[4] == 0 and row.sum() == pytest.approx(1)
-
-
-def test_neighborhoods_are_distributions_over_kin():
+def test_neighborhoods_share_out_those_who_listen_to_seeds():
     types = blobs()[1]
     selection = run()
     edges, alpha, _ = attend()
     hood, seeds = selection.neighborhood.toarray(), np.flatnonzero(selection.is_seed)
     assert hood.shape == (len(seeds), len(types))
-    np.testing.assert_allclose(hood.sum(1), 1)
     assert not hood[types[seeds][:, None] != types].any()
+    listens = hood.any(0)
+    np.testing.assert_allclose(hood.sum(0), listens)
+    assert listens.mean() > 0.5 and all(hood[i, seed] == 0 for i, seed in enumerate(seeds))
     paid = sp.csr_matrix((alpha, edges), (len(types), len(types))).toarray()
-    checked = 0
-    for row, seed in zip(hood, seeds, strict=True):
-        assert row[seed] == 0
-        if paid[seed, (types == types[seed]) & (np.arange(len(types)) != seed)].any():  # heard by its kin
-            others = np.flatnonzero(row)
-            np.testing.assert_allclose(row[others], paid[seed, others] / paid[seed, others].sum(), rtol=1e-5)
-            checked += 1
-    assert checked > len(seeds) / 2
+    heard = [(edges[1][(edges[0] == seed) & (types[edges[1]] == types[seed])] != seed).sum() for seed in seeds]
+    assert (hood.any(1) == (np.array(heard) >= LEAST_LISTENERS)).all()
+    for cell in np.flatnonzero(listens):
+        shares = hood[:, cell]
+        np.testing.assert_allclose(
+            shares, paid[seeds, cell] * (shares > 0) / paid[seeds, cell][shares > 0].sum(), rtol=1e-5
+        )
+
+
+def test_reach_is_that_of_the_best_set_by_hand():
+    """0 and 1 are heard by the same cells, 5 by others: the second best single cell is not the second to take."""
+    paid = np.zeros((8, 8))
+    paid[0, [2, 3, 4]], paid[1, [2, 3, 4]], paid[5, [6, 7]] = 0.9, 0.8, 0.3
+    order = farthest_reach_first(sp.csr_matrix(paid)).tolist()
+    assert order[:2] == [0, 5] and sorted(order) == list(range(8))
+    paid[5, 0] = 0.7
+    assert farthest_reach_first(sp.csr_matrix(paid)).tolist()[:2] == [0, 5]
+
+
+def test_reach_is_as_good_as_the_greedy_rule_written_out():
+    rng = np.random.default_rng(0)
+    paid = sp.random(40, 40, 0.1, random_state=0, format="csr")
+    dense, most, order = paid.toarray(), np.zeros(40), []
+    for _ in range(40):
+        adds = np.maximum(dense - most, 0).sum(1)
+        adds[order] = -1
+        order.append(int(adds.argmax()))
+        most = np.maximum(most, dense[order[-1]])
+    found = farthest_reach_first(paid)
+    adds_something = [
+        np.maximum(dense[order[k]] - dense[order[:k]].max(0, initial=0), 0).sum() > 1e-12 for k in range(40)
+    ]
+    n = int(np.argmin(adds_something)) or 40
+    assert n > 5 and found[:n].tolist() == order[:n]
+    by_chance = [dense[rng.choice(40, 6, replace=False)].max(0).sum() for _ in range(50)]
+    assert dense[found[:6]].max(0).sum() > max(by_chance)
+
+
+def test_seeds_by_reach_leave_no_part_of_a_type_out():
+    """A type of two clouds, of which one is small and its cells are paid less: the highest scores are all elsewhere."""
+    X = np.concatenate([np.random.default_rng(0).normal(size=(40, 4)), np.random.default_rng(1).normal(8, 1, (8, 4))])
+    edges = knn_graph(X.astype(np.float32), 5, symmetric=True, seed=0)
+    alpha = np.where(edges[0] < 40, 0.3, 0.1)
+    types = np.zeros(48, int)
+    chosen = {}
+    for by in ("reach", "attention"):
+        params = replace(SelectionParams(), seeds_by=by, leakage=0.25)
+        attention = cell_attention(edges, alpha, 48)
+        scores = seed_scores(attention, edges, X, types, params, seed=0, paid=kin_payments(edges, alpha, types))
+        chosen[by] = choose_seeds(scores, types, types > 0, params)
+    assert chosen["reach"][40:].any() and not chosen["attention"][40:].any()
 
 
 def test_no_seeds_no_neighborhoods():
@@ -575,7 +619,8 @@ def test_blood_types_are_recognised(blood):
 def test_blood_attention_says_more_than_degree(blood):
     selection, _ = blood
     assert selection.attention.std() > 0.05
-    np.testing.assert_allclose(np.asarray(selection.neighborhood.sum(1)), 1)
+    shared = np.asarray(selection.neighborhood.sum(0)).ravel()
+    np.testing.assert_allclose(shared, shared > 0)
 
 
 # ---------------------------------------------------------------------------------------------- choices of seeds

@@ -302,7 +302,7 @@ CHANGED = {
         "anchor_steps": 5, "anchor_lr": 0.002, "critic_steps": 5, "critic_hidden": 8, "generator_lr": 0.001,
         "critic_lr": 0.1, "adversarial_weight": 500.0, "r1_weight": 100.0, "r1_every": 2, "ema_decay": 0.5,
         "calibrate": False, "calibrate_on": "normalised", "calibration_prior": 50.0, "calibration_cells": 40,
-        "latent_spread": 2.0, "critic_genes": 11, "calibrate_detection": False,
+        "latent_spread": 2.0, "critic_genes": 11, "calibrate_detection": False, "seed_share": 0.9,
     },
     "paper": {
         **SELECTION, "graph_on": "pcs", "graph_symmetric": True, "gat_balanced": True, "priority_on": "loss",
