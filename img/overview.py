@@ -11,6 +11,7 @@ from pathlib import Path
 from xml.sax.saxutils import escape
 
 import numpy as np
+import scipy.sparse as sp
 import tyro
 from sklearn.neighbors import kneighbors_graph
 
@@ -18,6 +19,7 @@ from common.cli import console, run_script
 from common.plotting import PALETTE
 from common.run import atomic
 from config import ROOT
+from data_generation.cell_selection import farthest_reach_first
 
 WIDTH, HEIGHT = 1380, 400
 TYPES = (PALETTE[0], PALETTE[1], PALETTE[2])  # the last one is rare
@@ -41,7 +43,7 @@ STYLE = """
   }"""
 ALT = (
     "Left to right. Real cells with their types. Stage 1: a graph attention network on the cells' neighbour graph; "
-    "cells that others attend to most become seeds, every type represented. Stage 2: a hybrid "
+    "cells to which together most others attend become seeds, every type represented. Stage 2: a hybrid "
     "batch of noise rows and seed rows enters the generator, a decoder with an observation model, which is anchored by "
     "likelihood and judged against real cells by a critic. Calibration: each gene's distribution in each type is "
     "brought to that of the training cells. Synthetic cells with types, as many as wanted."
@@ -94,8 +96,9 @@ def graph(x: float, y: float, rng: np.random.Generator) -> list[str]:
     points = middles[types] + np.stack([np.cos(turn), np.sin(turn)], axis=1) * reach[:, None]
     source, target = kneighbors_graph(points, 4).nonzero()
     attention = rng.gamma(1.5, 0.6, len(source))
-    paid = np.bincount(target, attention, len(types))
-    seeds = [i for t in range(3) for i in np.flatnonzero(types == t)[np.argsort(-paid[types == t])][:2]]
+    paid = sp.csr_matrix((attention, (target, source)), (len(types), len(types)))
+    members = [np.flatnonzero(types == t) for t in range(3)]
+    seeds = [i for own in members for i in own[farthest_reach_first(paid[own][:, own])[:2]]]
     places = [f"{x + a:.0f} {y + b:.0f}" for a, b in points]
     shapes = [
         f'<path class="edge" stroke-width="{0.4 + attention[e]:.1f}" d="M{places[source[e]]} L{places[target[e]]}"/>'
@@ -143,8 +146,8 @@ def draw() -> str:
     shapes += [text(36, 316, "cells × genes,", "a type for each cell", kind="small")]
 
     shapes += [text(236, 50, "1  Seed cells", kind="title"), *graph(236, 70, rng)]
-    shapes += [text(236, 316, "Graph attention learns the types.", "What others attend to becomes", kind="small")]
-    shapes += [text(236, 352, "a seed, every type represented.", kind="small")]
+    shapes += [text(236, 316, "Graph attention learns the types.", "Seeds: cells to which, together,", kind="small")]
+    shapes += [text(236, 352, "most attend; every type has some.", kind="small")]
 
     shapes += [text(531, 50, "2  Seeded generator", kind="title"), *batch(531, 88)]
     shapes += [text(531, 78, "hybrid batch", kind="small"), text(592, 140, "noise", kind="small")]
