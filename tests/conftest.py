@@ -67,7 +67,7 @@ def tiny() -> GarageParams:
     return replace(
         GarageParams(), rare_threshold=8, graph_pcs=8, gat_epochs=12, gat_heads=2, gat_hidden=4, latent_dim=3,
         hidden_dim=12, critic_hidden=12, batch_size=32, anchor_epochs=1, warmup_epochs=1, critic_steps=1,
-        calibration_cells=60,
+        calibration_cells=60, seed_share=0.2,
     )  # fmt: skip
 
 

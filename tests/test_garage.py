@@ -148,7 +148,7 @@ def test_cells(finished):
     cells, csv = read(finished), table(finished, "cells.csv")
     assert list(cells.var_names) == GENES
     assert set(cells.obs) == {"cell_type", "origin"}
-    assert set(cells.obs["origin"]) == {"noise", "seed"}
+    assert set(cells.obs["origin"]) <= {"noise", "seed"}
     assert cells.obs["cell_type"].value_counts().to_dict() == SIZES
     assert csv.index.name == "cell"
     assert list(csv) == ["cell_type", *GENES]
@@ -231,7 +231,7 @@ def test_model_can_be_loaded_without_running_code(finished):
     assert content["type_counts"] == list(SIZES.values())
     real = {row.tobytes() for row in X}
     tensors = [t for of_type in content["gan"]["types"] for t in of_type.values() if torch.is_tensor(t)]
-    assert not any(row.numpy().tobytes() in real for t in tensors if t.shape[-1] == N_GENES for row in t)
+    assert not any(row.numpy().tobytes() in real for t in tensors if t.shape[-1:] == (N_GENES,) for row in t)
 
 
 def test_reading_does_not_change_the_number_of_threads(h5ad, tmp_path, monkeypatch):
