@@ -20,7 +20,6 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-import tyro
 from anndata import AnnData
 from scipy.spatial.distance import cdist
 from sklearn.ensemble import RandomForestClassifier
@@ -30,7 +29,7 @@ from ablation_study.variants import WHOLE, VariantArgs, plan, with_leakage
 from benchmarking.controls import PURE_CONTROLS
 from benchmarking.experiment import rows_of_outcomes, run_jobs, sources_of, tell, tell_if_all_failed
 from benchmarking.matrix import Job, Outcome, is_trained, learn, split_of
-from common.cli import run_script
+from common.cli import parse_flags, run_script
 from common.data import load_cells, types_of
 from common.errors import UserError
 from common.generation import folder_of
@@ -158,7 +157,7 @@ def hidden_files(args: Args) -> Sequence[str]:
 @run_script
 def main(argv: list[str]) -> None:
     """Hide types, run the variants, look for what was hidden, compare."""
-    args: Args = tyro.cli(Args, args=argv, description=__doc__, config=(tyro.conf.OmitArgPrefixes,))
+    args: Args = parse_flags(Args, argv, __doc__)
     args = replace(args, datasets=tuple(hidden_files(args)))
     outcomes, _ = run_jobs(plan(VARIANTS, args), args, args.out, ("fidelity", "privacy"))
     tell_if_all_failed(outcomes)

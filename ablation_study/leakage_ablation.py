@@ -19,13 +19,12 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-import tyro
 from matplotlib.figure import Figure
 
 from ablation_study.variants import SHOWN, VariantArgs, run_variants, with_leakage
 from analysis import aggregate_losses
 from benchmarking.experiment import tell
-from common.cli import console, run_script
+from common.cli import console, parse_flags, run_script
 from common.errors import UserError
 from common.generation import folder_of
 from common.metrics.catalogue import ALL, SEEDS
@@ -100,7 +99,7 @@ def plot_leakage(rows: pd.DataFrame) -> Figure:
 @run_script
 def main(argv: list[str]) -> None:
     """Run, gather the losses, count the seeds, draw."""
-    args: Args = tyro.cli(Args, args=argv, description=__doc__, config=(tyro.conf.OmitArgPrefixes,))
+    args: Args = parse_flags(Args, argv, __doc__)
     if not args.leakages or not all(0 <= leakage <= 1 for leakage in args.leakages):
         raise UserError("--leakages are shares of the cells: give numbers from 0 to 1")
     variants = dict(map(with_leakage, args.leakages))

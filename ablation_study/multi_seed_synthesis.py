@@ -20,13 +20,12 @@ from itertools import combinations
 
 import numpy as np
 import pandas as pd
-import tyro
 from rich.table import Table
 from scipy.stats import spearmanr
 
 from ablation_study.variants import SHOWN, WHOLE, VariantArgs, run_variants
 from benchmarking.experiment import tell
-from common.cli import console, run_script
+from common.cli import console, parse_flags, run_script
 from common.errors import UserError
 from common.generation import folder_of
 from common.metrics.catalogue import ALL, RARE
@@ -112,7 +111,7 @@ def compare_spread(by_seed: pd.DataFrame, by_split: pd.DataFrame) -> pd.DataFram
 @run_script
 def main(argv: list[str]) -> None:
     """Run the seeds, compare what they chose and how they fared."""
-    args: Args = tyro.cli(Args, args=argv, description=__doc__, config=(tyro.conf.OmitArgPrefixes,))
+    args: Args = parse_flags(Args, argv, __doc__)
     name = f"{WHOLE}_split{args.split_seed}"
     outcomes, rows = run_variants({name: ()}, args, split_seed=args.split_seed)
     stability = []

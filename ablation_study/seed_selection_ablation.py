@@ -17,12 +17,11 @@ Writes: results/tables/ablation.csv as it goes, results/synthetic/<dataset>/<var
 
 import numpy as np
 import pandas as pd
-import tyro
 from matplotlib.figure import Figure
 
 from ablation_study.variants import CONTROLS, SHOWN, WHOLE, VariantArgs, compare_with_whole, run_variants, with_leakage
 from benchmarking.experiment import tell
-from common.cli import run_script
+from common.cli import parse_flags, run_script
 from common.metrics.catalogue import ALL
 from common.plotting import MARKERS, PALETTE, figures_of, save
 from common.results import keep_other_datasets, over_datasets
@@ -75,7 +74,7 @@ def plot_differences(table: pd.DataFrame) -> Figure:
 @run_script
 def main(argv: list[str]) -> None:
     """Run the variants, compare, draw."""
-    args: VariantArgs = tyro.cli(VariantArgs, args=argv, description=__doc__, config=(tyro.conf.OmitArgPrefixes,))
+    args: VariantArgs = parse_flags(VariantArgs, argv, __doc__)
     outcomes, rows = run_variants(VARIANTS, args)
     path = args.out.with_name(DIFFERENCES)
     found = keep_other_datasets(path, compare_with_whole(rows, args.holdout))

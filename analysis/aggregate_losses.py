@@ -16,10 +16,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pandas as pd
-import tyro
 
 from common.checks import reading
-from common.cli import console, run_script
+from common.cli import console, parse_flags, run_script
 from common.errors import UserError
 from common.results import KEYS
 from common.run import write_table
@@ -80,7 +79,7 @@ def summarise_term(values: pd.Series) -> dict[str, float]:
 @run_script
 def main(argv: list[str]) -> None:
     """Read, write both tables, and show how the terms ended."""
-    args: Args = tyro.cli(Args, args=argv, description=__doc__, config=(tyro.conf.OmitArgPrefixes,))
+    args: Args = parse_flags(Args, argv, __doc__)
     rows: list[dict[str, object]] = []
     seen: dict[tuple, Path] = {}
     for folder in args.runs:

@@ -15,11 +15,10 @@ from pathlib import Path
 from typing import get_args
 
 import pandas as pd
-import tyro
 
 from benchmarking.controls import PURE_CONTROLS
 from common.checks import nearest
-from common.cli import console, run_script
+from common.cli import console, parse_flags, run_script
 from common.errors import UserError
 from common.evaluation import ALL
 from common.metrics.catalogue import METRICS, Family
@@ -69,7 +68,7 @@ class Args:
 @run_script
 def main(argv: list[str]) -> None:
     """Read, summarise, and write the tables of each data set."""
-    args: Args = tyro.cli(Args, args=argv, description=__doc__, config=(tyro.conf.OmitArgPrefixes,))
+    args: Args = parse_flags(Args, argv, __doc__)
     table = read_results(args.table, made_by="python analysis/evaluate.py --runs DIR..., or the script of that table")
     if args.split is not None:
         table = table[table["split"] == args.split]

@@ -18,11 +18,10 @@ from typing import get_args
 
 import numpy as np
 import pandas as pd
-import tyro
 from anndata import AnnData
 
 from benchmarking.controls import CONTROLS, DEFAULT_CONTROLS, load_controls
-from common.cli import console, progress_bar, run_script
+from common.cli import console, parse_flags, progress_bar, run_script
 from common.clustering import cluster_and_score
 from common.comparison import thin_synthetic
 from common.data import types_of
@@ -142,7 +141,7 @@ def score_sets(cells: AnnData, sets: GeneSets, *, seed: int) -> dict[tuple[str, 
 @run_script
 def main(argv: list[str]) -> None:
     """Judge, write, and show the means."""
-    args = tyro.cli(Args, args=argv, description=__doc__, config=(tyro.conf.OmitArgPrefixes,))
+    args = parse_flags(Args, argv, __doc__)
     settings = {"n_genes": args.n_genes, "draws": args.draws}
     check_settings(args.out, settings)
     judge = make_judge(**settings)

@@ -11,10 +11,9 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-import tyro
 
 from benchmarking.controls import CONTROLS, DEFAULT_CONTROLS, load_controls
-from common.cli import console, progress_bar, run_script
+from common.cli import console, parse_flags, progress_bar, run_script
 from common.comparison import compare
 from common.evaluation import find_rare
 from common.judging import judge_runs
@@ -63,7 +62,7 @@ def distribution_distances(run: Run) -> pd.DataFrame:
 @run_script
 def main(argv: list[str]) -> None:
     """Judge, write, and show the means."""
-    args: Args = tyro.cli(Args, args=argv, description=__doc__, config=(tyro.conf.OmitArgPrefixes,))
+    args: Args = parse_flags(Args, argv, __doc__)
     controls = load_controls(args.controls)
     with progress_bar() as report:
         rows = judge_runs(

@@ -10,12 +10,11 @@ from functools import partial
 from pathlib import Path
 
 import pandas as pd
-import tyro
 from rich.markup import escape
 from rich.table import Table
 
 from benchmarking.controls import CONTROLS, DEFAULT_CONTROLS, load_controls
-from common.cli import console, progress_bar, run_script
+from common.cli import console, parse_flags, progress_bar, run_script
 from common.evaluation import evaluate
 from common.judging import judge_runs
 from common.metrics.catalogue import ALL, FAMILIES, Computed
@@ -43,7 +42,7 @@ class Args:
 @run_script
 def main(argv: list[str]) -> None:
     """Judge, write, and show the means."""
-    args = tyro.cli(Args, args=argv, description=__doc__, config=(tyro.conf.OmitArgPrefixes,))
+    args = parse_flags(Args, argv, __doc__)
     controls = load_controls(args.controls)
     with progress_bar() as report:
         rows = judge_runs(

@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
-import tyro
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
@@ -23,7 +22,7 @@ from analysis.rank_methods import of_methods
 from benchmarking.controls import PURE_CONTROLS
 from benchmarking.matrix import CALIBRATED
 from common.checks import check_known
-from common.cli import console, run_script
+from common.cli import console, parse_flags, run_script
 from common.errors import UserError
 from common.metrics.catalogue import ALL
 from common.plotting import MARKERS, ORIGIN_COLORS, PALETTE, save
@@ -59,7 +58,7 @@ class Args:
 @run_script
 def main(argv: list[str]) -> None:
     """Read, choose, draw."""
-    args: Args = tyro.cli(Args, args=argv, description=__doc__, config=(tyro.conf.OmitArgPrefixes,))
+    args: Args = parse_flags(Args, argv, __doc__)
     table = read_results(args.table, made_by="python benchmarking/run_benchmark.py")
     check_known(args.group, list(table["group"].unique()), f"{args.table} has no group")
     table = of_methods(table[table["group"] == args.group], args.methods, args.table)

@@ -8,9 +8,7 @@ Writes: results/figures/umap_<dataset>_<method>_seed<k>.png
 from dataclasses import dataclass
 from pathlib import Path
 
-import tyro
-
-from common.cli import console, run_script
+from common.cli import console, parse_flags, run_script
 from common.data import load_cells
 from common.plotting import joint_umap
 from common.runs import read_source, read_synthetic, with_genes_of
@@ -32,7 +30,7 @@ class Args:
 @run_script
 def main(argv: list[str]) -> None:
     """Reload the real cells, draw both kinds, and say what was written."""
-    args = tyro.cli(Args, args=argv, description=__doc__)
+    args = parse_flags(Args, argv, __doc__)
     run = args.run.resolve()
     source = read_source(run)
     synthetic = read_synthetic(run)

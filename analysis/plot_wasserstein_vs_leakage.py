@@ -14,14 +14,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pandas as pd
-import tyro
 from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from benchmarking.controls import CONTROLS
 from common.checks import nearest
-from common.cli import console, errors, run_script
+from common.cli import console, errors, parse_flags, run_script
 from common.errors import UserError
 from common.plotting import ORIGIN_COLORS, PALETTE, save
 from common.results import read_results
@@ -51,7 +50,7 @@ class Args:
 @run_script
 def main(argv: list[str]) -> None:
     """Read, choose, draw."""
-    args: Args = tyro.cli(Args, args=argv, description=__doc__, config=(tyro.conf.OmitArgPrefixes,))
+    args: Args = parse_flags(Args, argv, __doc__)
     table = read_results(args.table, made_by=MAKE)
     if "leakage" not in table:
         raise UserError(f"{args.table} has no column leakage: give the table that {MAKE} writes")

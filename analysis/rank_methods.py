@@ -18,12 +18,11 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-import tyro
 from rich.markup import escape
 
 from benchmarking.controls import PURE_CONTROLS
 from common.checks import check_known
-from common.cli import console, errors, run_script
+from common.cli import console, errors, parse_flags, run_script
 from common.errors import UserError
 from common.metrics.catalogue import ALL, METRICS, Family
 from common.results import differences, of_one_split, over_datasets, read_results
@@ -55,7 +54,7 @@ class Args:
 @run_script
 def main(argv: list[str]) -> None:
     """Read, rank, write."""
-    args: Args = tyro.cli(Args, args=argv, description=__doc__, config=(tyro.conf.OmitArgPrefixes,))
+    args: Args = parse_flags(Args, argv, __doc__)
     table = read_results(args.table, made_by="python benchmarking/run_benchmark.py")
     table = of_methods(table, args.methods, args.table)
     table = comparable(of_one_split(table[table["group"] == args.group], args.split, args.table))

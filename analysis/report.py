@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import Any, get_args
 
 import pandas as pd
-import tyro
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from plotly.offline import get_plotlyjs
 
@@ -28,7 +27,7 @@ from analysis.privacy_verdict import describe_shortage, judge_privacy
 from analysis.report_figures import COLORS, GLYPHS, MOST_CELLS, SYNTHETIC, TRAINING
 from benchmarking.baseline import METHODS
 from benchmarking.controls import CONTROLS, DEFAULT_CONTROLS, PURE_CONTROLS, load_controls
-from common.cli import console, progress_bar, run_script
+from common.cli import console, parse_flags, progress_bar, run_script
 from common.errors import UserError
 from common.evaluation import evaluate, find_rare
 from common.judging import judge_runs
@@ -62,7 +61,7 @@ class Args:
 @run_script
 def main(argv: list[str]) -> None:
     """Read, judge, draw, write, and say what was written."""
-    args = tyro.cli(Args, args=argv, description=__doc__, config=(tyro.conf.OmitArgPrefixes,))
+    args = parse_flags(Args, argv, __doc__)
     out = args.out or args.run / "report.html"
     runs = [load_run(folder, needs_held=False) for folder in (args.run, *args.compare)]
     check_writable(out.parent)

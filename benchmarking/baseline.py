@@ -15,7 +15,6 @@ import numpy as np
 import pandas as pd
 import scipy.sparse as sp
 import torch
-import tyro
 from anndata import AnnData
 from rich.markup import escape
 from torch import nn
@@ -24,7 +23,7 @@ from benchmarking.controls.contract import Frame
 from benchmarking.scrna_seq_specific.conditional import Conditional
 from benchmarking.training import CELLS_AT_ONCE, Memory, TrainingCells, reproducible
 from common.checks import check_known
-from common.cli import console, progress_bar, run_script, speaking
+from common.cli import console, parse_flags, progress_bar, run_script, speaking
 from common.data import CellSource
 from common.device import Device, choose_device
 from common.errors import UserError
@@ -202,10 +201,7 @@ def parse(method: str, argv: Sequence[str], doc: str | None = None) -> Args:
     presets = BASELINES[method]
     params = presets.get(preset_of(argv, "tuned"), presets["tuned"])
     kind: Any = Args[type(params)]  # type: ignore[misc]
-    args: Args = tyro.cli(
-        kind, default=kind(CellSource(), params), args=list(argv), prog=f"{method}.py", description=doc,
-        config=(tyro.conf.OmitArgPrefixes,),
-    )  # fmt: skip
+    args: Args = parse_flags(kind, argv, doc, default=kind(CellSource(), params), prog=f"{method}.py")
     return args
 
 

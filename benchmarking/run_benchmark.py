@@ -16,14 +16,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import tyro
-
 from benchmarking.baseline import METHODS
 from benchmarking.controls import CONTROLS, DEFAULT_CONTROLS, PEERS, PURE_CONTROLS, load_controls
 from benchmarking.experiment import MatrixArgs, run_jobs, sources_of, tell
 from benchmarking.matrix import CALIBRATED, Job
 from common.checks import check_known
-from common.cli import run_script
+from common.cli import parse_flags, run_script
 from common.data import CellSource
 from common.metrics.catalogue import ALL, FAMILIES, Computed
 from common.summary import show
@@ -95,7 +93,7 @@ def main(argv: list[str]) -> None:
     SystemExit
         With code 1 if a generator failed.
     """
-    args: Args = tyro.cli(Args, args=argv, description=__doc__, config=(tyro.conf.OmitArgPrefixes,))
+    args: Args = parse_flags(Args, argv, __doc__)
     outcomes, rows = run_jobs(plan(args), args, args.out, args.families)
     if len(rows):
         show(rows[rows["metric"].isin(SHOWN) & (rows["group"] == ALL)], controls=PURE_CONTROLS)

@@ -16,12 +16,11 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-import tyro
 
 from benchmarking.experiment import rows_of_outcomes, sources_of, tell, tell_if_all_failed
 from benchmarking.matrix import Job, perform_all
 from benchmarking.run_benchmark import choose_methods
-from common.cli import progress_bar, run_script
+from common.cli import parse_flags, progress_bar, run_script
 from common.errors import UserError
 from common.metrics.catalogue import ALL, METRICS
 from common.run import write_table
@@ -124,7 +123,7 @@ def rank_trials(rows: pd.DataFrame) -> pd.DataFrame:
 @run_script
 def main(argv: list[str]) -> None:
     """Run the trials, and write their table."""
-    args: Args = tyro.cli(Args, args=argv, description=__doc__, config=(tyro.conf.OmitArgPrefixes,))
+    args: Args = parse_flags(Args, argv, __doc__)
     choose_methods(args.methods)
     if without := [name for name in args.methods if name not in SPACES]:
         raise UserError(f"{without[0]} has no space to search: give {', '.join(SPACES)}")

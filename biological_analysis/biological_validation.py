@@ -38,7 +38,6 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import torch
-import tyro
 from anndata import AnnData
 from matplotlib.figure import Figure
 from rich.markup import escape
@@ -50,7 +49,7 @@ from benchmarking.experiment import sources_of
 from benchmarking.matrix import Job, split_of
 from biological_analysis import marker_expression
 from biological_analysis.markers import Markers, MarkerSource, check_same_markers, find_markers
-from common.cli import console, progress_bar, run_script, silent
+from common.cli import console, parse_flags, progress_bar, run_script, silent
 from common.data import CellSource, select_genes, types_of
 from common.errors import UserError
 from common.evaluation import find_rare
@@ -437,7 +436,7 @@ def validate_runs(args: Args) -> None:
 @run_script
 def main(argv: list[str]) -> None:
     """Test attention, then synthetic cells."""
-    args: Args = tyro.cli(Args, args=argv, description=__doc__, config=(tyro.conf.OmitArgPrefixes,))
+    args: Args = parse_flags(Args, argv, __doc__)
     if not args.datasets and not args.runs:
         raise UserError("nothing is to be tested: give --datasets, or --runs")
     if args.seeds < 1:

@@ -19,13 +19,12 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-import tyro
 from scipy.optimize import linear_sum_assignment
 from sklearn.metrics import f1_score
 
 from benchmarking.controls import CONTROLS, DEFAULT_CONTROLS, load_controls
 from biological_analysis.markers import MarkerSource, check_same_markers, find_markers
-from common.cli import console, progress_bar, run_script
+from common.cli import console, parse_flags, progress_bar, run_script
 from common.clustering import cluster_and_score, cluster_blindly
 from common.comparison import thin_synthetic
 from common.data import types_of
@@ -145,7 +144,7 @@ def score_among(
 @run_script
 def main(argv: list[str]) -> None:
     """Judge, write, and show the means."""
-    args: Args = tyro.cli(Args, args=argv, description=__doc__, config=(tyro.conf.OmitArgPrefixes,))
+    args: Args = parse_flags(Args, argv, __doc__)
     check_same_markers(args.out, {identify(folder)[0] for folder in args.runs}, args.genes)
     with progress_bar() as report:
         rows = judge_runs(

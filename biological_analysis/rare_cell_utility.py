@@ -31,7 +31,6 @@ from itertools import groupby
 from pathlib import Path
 
 import pandas as pd
-import tyro
 from rich.markup import escape
 
 from benchmarking import run_benchmark
@@ -60,7 +59,7 @@ from biological_analysis.rare_cell_trials import (
     type_sizes,
     type_to_lose,
 )
-from common.cli import console, progress_bar, run_script
+from common.cli import console, parse_flags, progress_bar, run_script
 from common.data import CellSource
 from common.errors import UserError
 from common.metrics.catalogue import ALL, RARE
@@ -136,7 +135,7 @@ def main(argv: list[str]) -> None:
     SystemExit
         With code 1 if a generator failed.
     """
-    args: Args = tyro.cli(Args, args=argv, description=__doc__, config=(tyro.conf.OmitArgPrefixes,))
+    args: Args = parse_flags(Args, argv, __doc__)
     check_matrix_args(args)
     if min((1, *args.amounts, *args.keep)) < 1 or not (args.amounts or args.keep):
         raise UserError("--amounts and --keep take whole numbers of at least 1, and one of the two is needed")

@@ -1,12 +1,14 @@
 """How every script meets its user: one line for an error, one bar for progress, colours only on a terminal."""
 
 import functools
+import re
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from importlib.metadata import version
-from typing import NoReturn, Protocol
+from typing import Any, NoReturn, Protocol, TypeVar
 
+import tyro
 from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -21,6 +23,25 @@ EVERYWHERE = """\
 Every script also takes --quiet, which shows what went wrong and nothing else, --version, and --tyro-write-completion
 {bash,zsh,tcsh} FILE, which writes what completes its flags in a shell. Colours and bars are for terminals; NO_COLOR=1
 leaves out the colours."""
+
+
+Flags = TypeVar("Flags")
+
+
+def parse_flags(kind: type[Flags], argv: Sequence[str], doc: str | None = None, **others: Any) -> Flags:
+    """Read a script's flags from its command line.
+
+    Parameters
+    ----------
+    kind
+        A dataclass, whose fields are the flags.
+    doc
+        What --help says above them: the script's docstring. Run, Reads and Writes stay lines of their own.
+    others
+        For tyro, as they are.
+    """
+    text = re.sub(r"(?<!\n)\n(?=(Reads|Writes):)", "\n\n", doc) if doc else None
+    return tyro.cli(kind, args=list(argv), description=text, config=(tyro.conf.OmitArgPrefixes,), **others)
 
 
 def run_script(main: Callable[[list[str]], None]) -> Callable[..., None]:

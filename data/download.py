@@ -13,12 +13,11 @@ from functools import partial
 from pathlib import Path
 
 import requests
-import tyro
 from pooch import file_hash
 from pooch.core import stream_download
 
 from common.checks import check_known
-from common.cli import Reporter, console, progress_bar, run_script
+from common.cli import Reporter, console, parse_flags, progress_bar, run_script
 from common.errors import UserError
 from config import DATA_DIR, DATASETS
 
@@ -44,7 +43,7 @@ class Args:
 @run_script
 def main(argv: list[str]) -> None:
     """Fetch what the flags ask for, and say what was written."""
-    args = tyro.cli(Args, args=argv, description=__doc__)
+    args = parse_flags(Args, argv, __doc__)
     choices = [*DATASETS, "all"]
     check_known(args.dataset, choices, "there is no data set")
     for name in DATASETS if args.dataset == "all" else [args.dataset]:

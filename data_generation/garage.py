@@ -19,12 +19,11 @@ from typing import Any, Literal, TypeVar
 
 import pandas as pd
 import torch
-import tyro
 from anndata import AnnData
 from rich.markup import escape
 from rich.table import Table
 
-from common.cli import Reporter, console, progress_bar, run_script, silent, speaking
+from common.cli import Reporter, console, parse_flags, progress_bar, run_script, silent, speaking
 from common.data import CellSource
 from common.device import choose_device
 from common.disk import is_on_disk
@@ -87,7 +86,7 @@ class Args(GeneratorArgs[P]):
 def parse(argv: Sequence[str]) -> Args[GarageParams] | Args[PaperParams]:
     """Read the command line; the preset decides which hyperparameters there are."""
     kind = Args[PaperParams] if preset_of(argv, "garage") == "paper" else Args[GarageParams]
-    args: Any = tyro.cli(kind, args=list(argv), prog="garage", config=(tyro.conf.OmitArgPrefixes,))
+    args: Any = parse_flags(kind, argv, prog="garage")
     return args
 
 

@@ -14,10 +14,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pandas as pd
-import tyro
 
 from benchmarking.controls import CONTROLS, load_controls
-from common.cli import console, progress_bar, run_script
+from common.cli import console, parse_flags, progress_bar, run_script
 from common.comparison import compare
 from common.judging import judge_runs
 from common.metrics.catalogue import ALL
@@ -68,7 +67,7 @@ def transport_distances(run: Run) -> pd.DataFrame:
 @run_script
 def main(argv: list[str]) -> None:
     """Judge, write, and show the means."""
-    args: Args = tyro.cli(Args, args=argv, description=__doc__, config=(tyro.conf.OmitArgPrefixes,))
+    args: Args = parse_flags(Args, argv, __doc__)
     controls = load_controls(args.controls)
     with progress_bar() as report:
         rows = judge_runs(

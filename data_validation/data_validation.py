@@ -28,13 +28,12 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-import tyro
 from anndata import AnnData
 from rich.markup import escape
 from sklearn.preprocessing import normalize
 
 from benchmarking.controls import CONTROLS, DEFAULT_CONTROLS, load_controls
-from common.cli import console, progress_bar, run_script
+from common.cli import console, parse_flags, progress_bar, run_script
 from common.clustering import RESOLUTIONS, choose_resolution, cluster_and_score, cluster_cells, shuffle
 from common.comparison import thin_synthetic
 from common.data import types_of
@@ -220,7 +219,7 @@ def check_settings(path: Path, settings: Mapping[str, float]) -> None:
 @run_script
 def main(argv: list[str]) -> None:
     """Judge, draw, write, and show the means."""
-    args = tyro.cli(Args, args=argv, description=__doc__, config=(tyro.conf.OmitArgPrefixes,))
+    args = parse_flags(Args, argv, __doc__)
     settings = _settings(args)
     out = args.out or RESULTS_DIR / "tables" / f"data_validation{'_published' if args.published else ''}.csv"
     check_settings(out, settings)

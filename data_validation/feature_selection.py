@@ -24,14 +24,13 @@ from typing import Literal
 
 import numpy as np
 import pandas as pd
-import tyro
 from anndata import AnnData
 from rich.markup import escape
 from rich.table import Table
 from scipy import sparse
 from scipy.linalg import eigh
 
-from common.cli import console, progress_bar, run_script
+from common.cli import console, parse_flags, progress_bar, run_script
 from common.data import TARGET_SUM
 from common.errors import UserError
 from common.run import write_table
@@ -285,7 +284,7 @@ def expressed_genes(cells: AnnData) -> pd.Index:
 @run_script
 def main(argv: list[str]) -> None:
     """Choose, write the table, and say how far the choices agree."""
-    args = tyro.cli(Args, args=argv, description=__doc__, config=(tyro.conf.OmitArgPrefixes,))
+    args = parse_flags(Args, argv, __doc__)
     if not args.method:
         raise UserError("--method names no way to choose: give one or more of cv2, fano and pca")
     run = load_run(args.run)

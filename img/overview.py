@@ -12,10 +12,9 @@ from xml.sax.saxutils import escape
 
 import numpy as np
 import scipy.sparse as sp
-import tyro
 from sklearn.neighbors import kneighbors_graph
 
-from common.cli import console, run_script
+from common.cli import console, parse_flags, run_script
 from common.plotting import PALETTE
 from common.run import atomic
 from config import ROOT
@@ -188,7 +187,7 @@ def draw() -> str:
 @run_script
 def main(argv: list[str]) -> None:
     """Draw, and write."""
-    args = tyro.cli(Args, args=argv, description=__doc__)
+    args = parse_flags(Args, argv, __doc__)
     with atomic(args.out) as part:
         part.write_text(draw())
     console.print(f"wrote {args.out}", soft_wrap=True, markup=False)

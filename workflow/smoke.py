@@ -15,10 +15,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import tyro
 from anndata import AnnData
 
-from common.cli import console, run_script
+from common.cli import console, parse_flags, run_script
 from common.data import CellSource, load_cells
 from common.errors import UserError
 from config import RESULTS_DIR, ROOT
@@ -69,7 +68,7 @@ def main(argv: list[str]) -> None:
     SystemExit
         With Snakemake's code, if it is not 0.
     """
-    args = tyro.cli(Args, args=argv, description=__doc__)
+    args = parse_flags(Args, argv, __doc__)
     copy_tree(args.out)
     threads = "--set-threads leakage=1 rare_cells=1"  # or one of them would wait for both cores
     flags = f"--cores {args.cores} {threads} --configfile workflow/smoke.yaml -- all".split()

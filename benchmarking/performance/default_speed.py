@@ -22,11 +22,10 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import torch
-import tyro
 
 from benchmarking.performance.published_loop import PublishedLoop
 from benchmarking.search import as_flags
-from common.cli import console, run_script
+from common.cli import console, parse_flags, run_script
 from common.data import CellSource, load_cells
 from common.errors import UserError
 from common.run import write_table
@@ -66,7 +65,7 @@ def run_garage(flags: Sequence[str], out: Path) -> tuple[float, float]:
 @run_script
 def main(argv: list[str]) -> None:
     """Measure, print and write the table."""
-    options = tyro.cli(Options, args=argv, config=(tyro.conf.OmitArgPrefixes,))
+    options = parse_flags(Options, argv)
     cells, params, rows = load_cells(options.source), PaperParams(), []
     X = to_log(cells.X, cells.uns["scale"], 1e4).toarray()
     n_seeds = int(np.ceil(params.leakage * cells.n_obs))

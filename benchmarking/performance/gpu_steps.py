@@ -22,10 +22,9 @@ import numpy as np
 import pandas as pd
 import scipy.sparse as sp
 import torch
-import tyro
 
 from benchmarking.performance.scale import resample
-from common.cli import console, run_script
+from common.cli import console, parse_flags, run_script
 from common.data import CellSource, load_cells
 from common.device import deterministic
 from common.errors import UserError
@@ -102,7 +101,7 @@ def rounds_of(step: Callable[[], Any], options: Options) -> tuple[float, list[fl
 @deterministic()  # as fit is
 def main(argv: list[str]) -> None:
     """Time each phase in each way."""
-    options = tyro.cli(Options, args=argv, description=__doc__, config=(tyro.conf.OmitArgPrefixes,))
+    options = parse_flags(Options, argv, __doc__)
     if not torch.cuda.is_available():
         raise UserError("PyTorch sees no CUDA device: there is nothing to compare")
     torch.set_num_threads(1)

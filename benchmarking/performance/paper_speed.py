@@ -16,10 +16,9 @@ import numpy as np
 import pandas as pd
 import scanpy as sc
 import torch
-import tyro
 
 from benchmarking.performance.published_loop import PublishedLoop
-from common.cli import console, run_script
+from common.cli import console, parse_flags, run_script
 from config import RESULTS_DIR, SEED, PaperParams
 from data_generation import paper_gan
 
@@ -51,7 +50,7 @@ def iterations_per_second(iterate: Callable[[], object], iterations: int) -> flo
 @run_script
 def main(argv: list[str]) -> None:
     """Measure, print and write the table."""
-    options = tyro.cli(Options, args=argv)
+    options = parse_flags(Options, argv)
     if options.threads:
         torch.set_num_threads(options.threads)
     if not options.onednn:

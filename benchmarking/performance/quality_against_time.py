@@ -26,13 +26,12 @@ import numpy as np
 import pandas as pd
 import scipy.sparse as sp
 import torch
-import tyro
 from anndata import AnnData
 from matplotlib.figure import Figure
 
 from benchmarking.controls import CONTROLS, load_controls, scvi
 from benchmarking.performance.published_loop import PublishedLoop
-from common.cli import console, run_script
+from common.cli import console, parse_flags, run_script
 from common.data import CellSource
 from common.errors import UserError
 from common.generation import load_split
@@ -172,7 +171,7 @@ def plot(table: pd.DataFrame) -> Figure:
 @run_script
 def main(argv: list[str]) -> None:
     """Train and judge in turns, write rows as they come, and tell the ratios."""
-    options = tyro.cli(Options, args=argv, description=__doc__, config=(tyro.conf.OmitArgPrefixes,))
+    options = parse_flags(Options, argv, __doc__)
     if not 0 < options.holdout < 1:
         raise UserError(f"--holdout is {options.holdout}: give a share above 0 and below 1, for held-out cells judge")
     load_controls([method for method in options.methods if method in CONTROLS])  # tells what is not installed

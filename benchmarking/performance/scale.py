@@ -33,10 +33,9 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import scipy.sparse as sp
-import tyro
 from anndata import AnnData
 
-from common.cli import console, run_script
+from common.cli import console, parse_flags, run_script
 from common.data import CellSource, load_cells, select_genes, types_of
 from common.errors import UserError
 from common.run import write_cells, write_table
@@ -148,7 +147,7 @@ def run(at: dict[str, int | bool], flags: Sequence[str], out: Path) -> dict[str,
 @run_script
 def main(argv: list[str]) -> None:
     """Make the cells, run, and write each row as it comes."""
-    options = tyro.cli(Options, args=argv, description=__doc__, config=(tyro.conf.OmitArgPrefixes,))
+    options = parse_flags(Options, argv, __doc__)
     real = load_cells(CellSource(input=options.input, label_key=options.label_key))
     if real.uns["scale"] != "counts":
         raise UserError(f"{options.input} holds {real.uns['scale']} values, which cannot be thinned: give counts")
