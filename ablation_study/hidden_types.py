@@ -21,6 +21,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 from anndata import AnnData
+from rich.markup import escape
 from scipy.spatial.distance import cdist
 from sklearn.ensemble import RandomForestClassifier
 from sklearn.neighbors import NearestNeighbors
@@ -29,7 +30,7 @@ from ablation_study.variants import WHOLE, VariantArgs, plan, with_leakage
 from benchmarking.controls import PURE_CONTROLS
 from benchmarking.experiment import rows_of_outcomes, run_jobs, sources_of, tell, tell_if_all_failed
 from benchmarking.matrix import Job, Outcome, is_trained, learn, split_of
-from common.cli import parse_flags, run_script
+from common.cli import errors, parse_flags, run_script
 from common.data import load_cells, types_of
 from common.errors import UserError
 from common.generation import folder_of
@@ -64,6 +65,10 @@ class Args(VariantArgs):
     """table to write; what it holds of other data sets and splits is kept"""
 
 
+class NothingToHide(Exception):
+    """A data set has no rare types, or no common ones."""
+
+
 def hide_rare_types(cells: AnnData, share: float) -> np.ndarray:
     """Give rare cells the label of the common type whose mean log-normalised profile correlates most with theirs.
 
@@ -73,14 +78,14 @@ def hide_rare_types(cells: AnnData, share: float) -> np.ndarray:
 
     Raises
     ------
-    UserError
+    NothingToHide
         If no type, or every type, has at most this share of the cells.
     """
     labels, values = types_of(cells), to_log(cells.X, cells.uns["scale"], 1e4)
     names, sizes = np.unique(labels, return_counts=True)
     rare = sizes <= share * len(labels)
     if rare.all() or not rare.any():
-        raise UserError(f"{rare.sum()} of the {len(names)} types of {cells.uns['dataset']} are rare: change --share")
+        raise NothingToHide(f"{rare.sum()} of the {len(names)} types of {cells.uns['dataset']} are rare")
     likeness = np.corrcoef([np.asarray(values[labels == name].mean(0)).ravel() for name in names])
     nearest = np.where(rare, names[~rare][likeness[:, ~rare].argmax(1)], names)
     return nearest[np.searchsorted(names, labels)]
@@ -144,13 +149,25 @@ def _is_searched(outcome: Outcome, table: Path) -> bool:
 
 
 def hidden_files(args: Args) -> Sequence[str]:
-    """Write the data sets with their rare types hidden; return where they are."""
+    """Write the data sets with their rare types hidden; return where they are.
+
+    Raises
+    ------
+    UserError
+        If there is nothing to hide in any of them.
+    """
     paths = []
     for source in sources_of(args.datasets, None):
         path = RESULTS_DIR / "hidden_types" / f"{source.name}_hidden.h5ad"
         path.parent.mkdir(parents=True, exist_ok=True)
-        write_hidden(load_cells(source), args.share, path)
-        paths.append(str(path))
+        try:
+            write_hidden(load_cells(source), args.share, path)
+        except NothingToHide as none:
+            errors.print(f"[yellow]note:[/] {escape(str(none))}: left out", soft_wrap=True)
+        else:
+            paths.append(str(path))
+    if not paths:
+        raise UserError("no data set has both rare and common types: change --share")
     return paths
 
 

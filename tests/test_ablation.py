@@ -14,7 +14,6 @@ from conftest import make_toy
 
 from ablation_study import hidden_types, leakage_ablation, multi_seed_synthesis, seed_selection_ablation, variants
 from common.data import split_cells
-from common.errors import UserError
 from common.runs import Run
 
 
@@ -137,6 +136,12 @@ def test_hidden_types_are_looked_for(study):
     assert code == 0 and "0 judged, 14 known" in told
 
 
+def test_where_nothing_is_rare_nothing_is_hidden(study):
+    code, told, folder = study(hidden_types, "--share", "0.01")
+    assert code == 2 and "note: 0 of the 3 types of toy are rare: left out" in told and "change --share" in told
+    assert not (folder / "synthetic").exists()
+
+
 def test_hidden_types_are_found_where_they_are():
     """Cells of the hidden type in the right number are found; none are, where a generator makes the others only."""
     rng = np.random.default_rng(0)
@@ -161,7 +166,7 @@ def test_hidden_types_are_found_where_they_are():
     assert without == {"hidden_coverage": 0, "hidden_found": 0, "hidden_frequency": 0}
     train.obs["cell_type"] = train.obs["true_type"]
     assert set(hidden_types.hide_rare_types(train, 0.1)) == {"A", "B"}
-    with pytest.raises(UserError, match="0 of the 3 types"):
+    with pytest.raises(hidden_types.NothingToHide, match="0 of the 3 types"):
         hidden_types.hide_rare_types(train, 0.01)
 
 

@@ -74,11 +74,11 @@ def test_a_dry_run_lists_the_matrix(snakemake):
     assert jobs_of(told) == {
         "download_yan": 1, "train": 2 * 3 * 2, "evaluate": 3 * 3 * 2, "merge": 1, "benchmark": 1,
     }  # fmt: skip
-    variants = {"targets": ["leakage", "seed_stability"], "leakages": [0, 0.2]}
+    variants = {"targets": ["leakage", "seed_stability", "hidden_types"], "leakages": [0, 0.2]}
     _, told = snakemake("all", "--dry-run", methods=["copula"], seeds=2, **variants)
     assert jobs_of(told) == {
-        "train": 10 * 2,  # nine variants, and one on a single split
-        "leakage": 1, "seed_selection": 1, "seed_stability": 1,
+        "train": 12 * 2,  # eleven variants, and one on a single split
+        "leakage": 1, "seed_selection": 1, "seed_stability": 1, "hidden_types": 1,
     }  # fmt: skip
 
 
