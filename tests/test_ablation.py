@@ -131,7 +131,7 @@ def test_hidden_types_are_looked_for(study):
     differences = pd.read_csv(folder / "hidden_types_differences.csv").set_index(["method", "metric"])
     gaps = [found["garage_leakage0", "hidden_coverage", s] - found["garage", "hidden_coverage", s] for s in (0, 1)]
     row = differences.loc[("garage_leakage0", "hidden_coverage")]
-    assert row["mean"] == pytest.approx(np.mean(gaps))
+    assert row["mean"] == pytest.approx(np.nanmean(gaps))  # in one split all hidden cells may be training cells
     code, told, _ = study(hidden_types, "--share", "0.15")
     assert code == 0 and "0 judged, 14 known" in told
 
