@@ -32,6 +32,7 @@ PARTS = 5  # of a type's cells, each left out once to learn how many cells to dr
 LEAST_LEFT_OUT = 10  # cells of a type for that to be learnt
 MOST_LEFT_OUT = 200  # cells of a type in each part, which bounds time and memory
 TRIES = 4  # latent vectors of each cell that is left out
+POINTS_AT_ONCE = 50  # of these that are compared with all seeds together, which bounds memory
 
 Portion = tuple[sp.csr_matrix, np.ndarray, np.ndarray]
 
@@ -89,10 +90,12 @@ def _log_density_of_normal(z: Tensor, center: Tensor, factor: Tensor) -> Tensor:
 def _log_density_of_seeds(point: Tensor, cells: Tensor, center: Tensor, variance: Tensor) -> Tensor:
     """Log density of points (n, D) under the neighbourhoods of seeds, up to the same constant: shape (n,)."""
     precision = 1 / variance.double()  # products of large numbers that nearly cancel
-    point, center = point.double(), center.double()
-    distance = point.square() @ precision.T - 2 * point @ (center * precision).T + (center.square() * precision).sum(1)
-    weight = (cells / cells.sum()).double().log() + 0.5 * precision.log().sum(1)
-    return torch.logsumexp(weight - 0.5 * distance, dim=1).float()
+    pull, center = center.double() * precision, center.double()
+    weight = (cells / cells.sum()).double().log() + 0.5 * (precision.log() - center * pull).sum(1)
+    found = []
+    for some in point.double().split(POINTS_AT_ONCE):
+        found.append(torch.logsumexp(weight + some @ pull.T - 0.5 * some.square() @ precision.T, dim=1))
+    return torch.cat(found).float()
 
 
 def _mixing_share(log_ratio: Tensor, doubt: float) -> Tensor:
