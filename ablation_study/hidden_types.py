@@ -29,15 +29,15 @@ from sklearn.neighbors import NearestNeighbors
 from ablation_study.variants import WHOLE, VariantArgs, plan, with_leakage
 from benchmarking.controls import PURE_CONTROLS
 from benchmarking.experiment import rows_of_outcomes, run_jobs, sources_of, tell, tell_if_all_failed
-from benchmarking.matrix import Job, Outcome, is_trained, learn, split_of
+from benchmarking.matrix import Job, is_trained, learn, split_of
 from common.cli import errors, parse_flags, run_script
-from common.data import load_cells, types_of
+from common.data import TARGET_SUM, load_cells, types_of
 from common.errors import UserError
 from common.generation import folder_of
 from common.judging import record_run
 from common.metrics.catalogue import ALL
 from common.metrics.fidelity import COVERAGE_NEIGHBORS, compare_on, pooled_pcs, project
-from common.results import differences, score_rows
+from common.results import KEYS, differences, score_rows
 from common.run import atomic, write_table
 from common.runs import Run, load_run
 from common.scale import to_log
@@ -81,7 +81,7 @@ def hide_rare_types(cells: AnnData, share: float) -> np.ndarray:
     NothingToHide
         If no type, or every type, has at most this share of the cells.
     """
-    labels, values = types_of(cells), to_log(cells.X, cells.uns["scale"], 1e4)
+    labels, values = types_of(cells), to_log(cells.X, cells.uns["scale"], TARGET_SUM)
     names, sizes = np.unique(labels, return_counts=True)
     rare = sizes <= share * len(labels)
     if rare.all() or not rare.any():
@@ -124,9 +124,8 @@ def find_hidden(run: Run) -> dict[str, float]:
     on_held, on_train, on_drawn = project(held, held, train, drawn)
     forest = RandomForestClassifier(N_TREES, class_weight="balanced_subsample", random_state=run.seed)
     forest.fit(on_held, true)
-    in_train, in_drawn = (
-        np.array([(forest.predict(pcs) == name).mean() for name in names]) for pcs in (on_train, on_drawn)
-    )
+    taken_for = (forest.predict(pcs) for pcs in (on_train, on_drawn))
+    in_train, in_drawn = (np.array([(types == name).mean() for name in names]) for types in taken_for)
     known = in_train > 0
     return {
         "hidden_coverage": float(np.concatenate(is_covered).mean()) if is_covered else np.nan,
@@ -141,11 +140,6 @@ def cells_of(job: Job) -> Run:
     if is_trained(job):
         return load_run(folder_of(None, split.dataset, job.name, job.seed))
     return replace(split, synthetic=learn(job, split.train)(split.train.n_obs, seed=job.seed))
-
-
-def _is_searched(outcome: Outcome, table: Path) -> bool:
-    """Tell whether hidden types were looked for in a run, or there is nothing to look in."""
-    return outcome.status == "failed" or HIDDEN in set(rows_of_outcomes([outcome], table)["group"])
 
 
 def hidden_files(args: Args) -> Sequence[str]:
@@ -176,10 +170,12 @@ def main(argv: list[str]) -> None:
     """Hide types, run the variants, look for what was hidden, compare."""
     args: Args = parse_flags(Args, argv, __doc__)
     args = replace(args, datasets=tuple(hidden_files(args)))
-    outcomes, _ = run_jobs(plan(VARIANTS, args), args, args.out, ("fidelity", "privacy"))
+    outcomes, rows = run_jobs(plan(VARIANTS, args), args, args.out, ("fidelity", "privacy"))
     tell_if_all_failed(outcomes)
+    searched = set(rows.loc[rows["group"] == HIDDEN, KEYS].itertuples(index=False, name=None))
     for outcome in outcomes:
-        if outcome.status == "judged" or not _is_searched(outcome, args.out):
+        key = outcome.dataset, outcome.split, outcome.job.seed, outcome.job.method
+        if outcome.status == "judged" or (outcome.status == "known" and key not in searched):
             run = cells_of(outcome.job)
             given, true = types_of(run.held), run.held.obs["true_type"].astype(str).to_numpy()
             record_run(run, score_rows({HIDDEN: (int((given != true).sum()), find_hidden(run))}), args.out)

@@ -138,8 +138,8 @@ def learn_seed_shares(
     position = torch.cat([mean, size], dim=1)
     variance = torch.cat([log_variance.exp(), torch.full_like(size, SIZE_VARIANCE)], dim=1)
     type_of_seed = types[seed_rows.seeds]
-    cells, _, _ = seed_rows.pool(position, variance)
     if params.seed_share is not None:
+        cells, _, _ = seed_rows.pool(position, variance)
         fixed = mean.new_tensor(params.seed_share)
         return [fixed if (cells[type_of_seed == t] > 0).any() else nothing for t in range(n_types)]
     part = torch.randperm(len(types), generator=rng, device=types.device) % PARTS
