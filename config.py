@@ -177,7 +177,7 @@ class SelectionParams(Params):
     priority_on: Literal["loss", "features"] = "loss"
     """where the priority weight acts: on the cross-entropy, or on the hidden features (as published)"""
     rare_quota: bool = True
-    """share seeds out by type, rare cells counting more; otherwise take those of highest attention, of whatever type"""
+    """share seeds out by type, rare cells counting more; otherwise take the best by seeds_by, of whatever type"""
     rare_only: bool = False
     """take seeds from rare types only"""
     seeds_by: SeedsBy = "attention"
