@@ -140,7 +140,7 @@ def perform(job: Job, table: Path, families: Collection[Computed], *, again: boo
     try:
         split = split_of(job)
     except UserError as error:
-        return Outcome(job, str(job.source.dataset or job.source.input), "failed", str(error))
+        return Outcome(job, job.source.name, "failed", str(error))
     folder = folder_of(None, split.dataset, job.name, job.seed)
     if not again and is_current(job, split) and _is_known(split, families, table):
         return Outcome(job, split.dataset, "known", split=split.split)

@@ -275,10 +275,10 @@ def perform(
     try:
         trials = make_trials(job)
     except UserError as error:
-        return Outcome(job, str(job.source.dataset or job.source.input), "failed", str(error))
+        return Outcome(job, job.source.name, "failed", str(error))
     if not trials:  # other splits may have a training cell more
         reason = "no --keep is below the type's training cells in this split"
-        return Outcome(job, str(job.source.dataset or job.source.input), "failed", reason)
+        return Outcome(job, job.source.name, "failed", reason)
     run = trials[0].run
     stale = not trials[0].restores and not is_current(job, run)  # those that restore a type leave no run
     todo = [trial for trial in trials if again or stale or not _is_known(trial, table)]

@@ -73,7 +73,7 @@ def keep_other_datasets(path: Path, table: pd.DataFrame) -> pd.DataFrame:
     return pd.concat([old[~old["dataset"].isin(table["dataset"])], table], ignore_index=True)
 
 
-def record(path: Path, rows: pd.DataFrame, *, one_model: bool = False) -> None:
+def record(path: Path, rows: pd.DataFrame, *, one_model: bool = True) -> None:
     """Write the rows of some runs into a table; what it held of the same runs and metrics is replaced.
 
     Parameters
@@ -83,7 +83,8 @@ def record(path: Path, rows: pd.DataFrame, *, one_model: bool = False) -> None:
     rows
         With the columns `COLUMNS`.
     one_model
-        Rows of these runs' other metrics go, too, where they are of other data or hyperparameters (`MADE_OF`).
+        All metrics of a run are of one model: rows of its other metrics go, too, where they are of other data or
+        hyperparameters (`MADE_OF`).
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(path.with_name(f".{path.name}.lock")):

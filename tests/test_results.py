@@ -69,13 +69,13 @@ def test_a_method_is_one_model(tmp_path):
     """What another model, or one of other cells, was worth on other metrics is not left beside today's."""
     path = tmp_path / "t.csv"
     for metric in ("m", "k"):
-        record(path, pd.concat([rows(metric=metric), rows("b", metric=metric)]).assign(made_of="1"), one_model=True)
-    record(path, rows(value=2.0).assign(made_of="2"), one_model=True)
+        record(path, pd.concat([rows(metric=metric), rows("b", metric=metric)]).assign(made_of="1"))
+    record(path, rows(value=2.0).assign(made_of="2"))
     table = read_results(path, made_by="x")
     assert sorted(zip(table["method"], table["metric"], table["made_of"], strict=True)) == [
         ("a", "m", "2"), ("b", "k", "1"), ("b", "m", "1"),
     ]  # fmt: skip
-    record(path, rows(metric="k").assign(made_of="3"))  # where a method has several, as in trials of rare cells
+    record(path, rows(metric="k").assign(made_of="3"), one_model=False)  # as in trials of rare cells
     assert len(read_results(path, made_by="x")) == 4
 
 
