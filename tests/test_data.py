@@ -148,6 +148,14 @@ def test_names_that_are_numbers_are_names_in_a_column_called_so(tmp_path, called
     np.testing.assert_array_equal(found.X.toarray(), table().to_numpy())
 
 
+def test_a_cell_may_be_called_what_means_names(tmp_path):
+    path = write(tmp_path / "x.csv", "ID,0,0,1.5\nb,2,1,0\nc,1,3,0\nd,1,3,0\n")
+    assert load_cells(CellSource(expression_csv=path, cluster=True)).obs_names.tolist() == ["ID", "b", "c", "d"]
+    path = write(tmp_path / "y.csv", "ID,2,0,1\nb,2,1,0\n")
+    with pytest.raises(UserError, match="could name columns by numbers or be a row called 'ID': leave its first field"):
+        load_cells(CellSource(expression_csv=path, cluster=True))
+
+
 def test_decimal_commas_are_told(tmp_path):
     path = write(tmp_path / "x.csv", "cell;a;b\nx;1,5;2\n")
     with pytest.raises(UserError, match=r"'1,5' in line 2, column 2 \(write decimals with a point\)"):
