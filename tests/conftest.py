@@ -62,6 +62,13 @@ def toy() -> AnnData:
 
 
 @pytest.fixture
+def few_trees(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let judging take a second, where its values are not what is tested: most of it is trees of random forests."""
+    for module in ("fidelity", "utility"):
+        monkeypatch.setattr(f"common.metrics.{module}.N_TREES", 20)
+
+
+@pytest.fixture
 def tiny() -> GarageParams:
     """Preset garage in a fraction of a second."""
     return replace(

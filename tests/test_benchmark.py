@@ -174,7 +174,7 @@ def test_a_script_s_own_error_is_the_reason(matrix, monkeypatch):
 
 
 @pytest.mark.slow
-def test_controls_are_as_evaluate_has_them(matrix, toy_runs, tmp_path):
+def test_controls_are_as_evaluate_has_them(matrix, toy_runs, tmp_path, few_trees):
     """Whoever judges: the same split, the same cells, the same numbers."""
     _, _, table = matrix("poisson", flags=["--families", "privacy", "fidelity"])
     rows = judge_runs(
@@ -260,7 +260,7 @@ def test_trials_are_ranked_within_their_method():
 
 
 @pytest.mark.slow
-def test_search_writes_its_trials(tmp_path, monkeypatch):
+def test_search_writes_its_trials(tmp_path, monkeypatch, few_trees):
     monkeypatch.setattr("common.generation.RESULTS_DIR", tmp_path)
     monkeypatch.setattr(search, "propose", lambda method, trial: {"budget": 2 + trial, "critic_hidden": (3, 3)})
     make_toy().write_h5ad(tmp_path / "toy.h5ad")

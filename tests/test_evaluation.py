@@ -19,23 +19,17 @@ from common.data import CellSource, load_cells, split_cells
 from common.errors import UserError
 from common.evaluation import evaluate, find_rare
 from common.judging import judge_runs
-from common.metrics import fidelity, privacy, utility
+from common.metrics import privacy, utility
 from common.metrics.catalogue import ALL, FAMILIES, METRICS, OTHERS, SEEDS
 from common.results import read_results
 from common.runs import Run, load_run
-
-
-@pytest.fixture
-def small_forests(monkeypatch):
-    monkeypatch.setattr(fidelity, "N_TREES", 20)
-    monkeypatch.setattr(utility, "N_TREES", 20)
 
 
 def values(run: Run, families=FAMILIES) -> pd.Series:
     return evaluate(run, families=families).set_index(["metric", "group"])["value"]
 
 
-def test_every_metric_of_the_catalogue_and_no_other(toy_runs, small_forests):
+def test_every_metric_of_the_catalogue_and_no_other(toy_runs, few_trees):
     run = load_run(toy_runs / "seed0")
     found = evaluate(run, families=FAMILIES)
     assert set(found["metric"]) == {name for name, metric in METRICS.items() if metric.family in FAMILIES}
@@ -53,12 +47,12 @@ def test_every_metric_of_the_catalogue_and_no_other(toy_runs, small_forests):
     assert (found.loc[found["group"] == ALL, "n"] == run.held.n_obs).all()
 
 
-def test_the_same_run_has_the_same_values(toy_runs, small_forests):
+def test_the_same_run_has_the_same_values(toy_runs, few_trees):
     run = load_run(toy_runs / "seed0")
     assert values(run).equals(values(run))
 
 
-def test_what_real_cells_alone_teach_does_not_depend_on_the_synthetic_ones(toy_runs, small_forests, monkeypatch):
+def test_what_real_cells_alone_teach_does_not_depend_on_the_synthetic_ones(toy_runs, few_trees, monkeypatch):
     run, seen = load_run(toy_runs / "seed0"), []
     augmentation = utility.augmentation
     monkeypatch.setattr(utility, "augmentation", lambda *a, **k: seen.append((a[0], a[4])) or augmentation(*a, **k))
@@ -82,7 +76,7 @@ def test_privacy_is_measured_on_types_that_were_held_out(toy_runs, monkeypatch):
     assert found["attack_auc", SEEDS] + found["attack_auc", OTHERS] == others[0]
 
 
-def test_drawing_more_cells_wins_nothing(toy_runs, small_forests):
+def test_drawing_more_cells_wins_nothing(toy_runs, few_trees):
     run = load_run(toy_runs / "seed0")
     n = run.train.n_obs
     rng = np.random.default_rng(run.seed)
@@ -207,7 +201,7 @@ def test_controls_of_other_labels_on_the_same_file_are_judged_again(toy_runs, tm
     assert replace(run, rare_threshold=9).made_of != run.made_of != replace(run, params={}).made_of
 
 
-def test_controls_are_judged_again_for_metrics_that_the_table_lacks(toy_runs, tmp_path, small_forests):
+def test_controls_are_judged_again_for_metrics_that_the_table_lacks(toy_runs, tmp_path, few_trees):
     for families in (["clustering"], ["clustering", "privacy"]):
         rows = judge([toy_runs / "seed0"], tmp_path / "t.csv", judge=partial(evaluate, families=families))
     assert rows.loc[rows["metric"] == "copies", "method"].tolist() == ["garage", "poisson", "real_half"]
@@ -222,7 +216,7 @@ def copy_of(folder, out, **changed):
     return out
 
 
-def test_runs_judged_by_other_metrics_before_stand_in_one_table(toy_runs, tmp_path, small_forests, capsys):
+def test_runs_judged_by_other_metrics_before_stand_in_one_table(toy_runs, tmp_path, few_trees, capsys):
     mine = copy_of(toy_runs / "seed0", tmp_path / "mine", method="mine")
     for folder, family in ((toy_runs / "seed0", "clustering"), (mine, "privacy")):
         argv = ["--runs", str(folder), "--families", family, "--controls", "poisson", "--out", str(tmp_path / "t.csv")]

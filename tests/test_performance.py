@@ -89,7 +89,7 @@ def test_below_zero_is_no_better_than_zero():
 
 
 @pytest.mark.slow
-def test_curves_are_measured(h5ad, tmp_path, capsys):
+def test_curves_are_measured(h5ad, tmp_path, capsys, few_trees):
     out = tmp_path / "quality.csv"
     flags = ["--input", str(h5ad), "--every", "2", "--out", str(out)]
     quality_against_time.main(
