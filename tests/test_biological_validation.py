@@ -99,6 +99,7 @@ def test_types_by_hand():
     assert found.loc["C", "n_both"] == 0 and np.isfinite(found.loc["C", "value"]) and found.loc["C", "odds_ratio"] == 0
 
 
+@pytest.mark.slow
 def test_a_random_fifth_is_seldom_enriched():
     rng, labels = np.random.default_rng(0), np.repeat(["A", "B", "C"], [15, 45, 90])
     found = pd.concat([fisher_tests(labels, find_high(rng.random(150)), ["A"]) for _ in range(60)])

@@ -600,6 +600,7 @@ def blood():
     return select(log_values, types, params, seed=42, device=CPU, report=silent), types
 
 
+@pytest.mark.slow
 def test_blood_every_type_has_seeds_and_rare_ones_more(blood):
     selection, types = blood
     sizes, seeds = np.bincount(types), np.bincount(types[selection.is_seed], minlength=10)

@@ -123,6 +123,7 @@ def test_cv2_and_ranks_have_no_unit(blood):
         np.testing.assert_array_equal(select_features(X * 4.0, method, 200), select_features(X, method, 200))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("n_cells", [700, 300])  # fewer genes than cells, and more
 def test_pca_is_the_variance_within_components(blood, n_cells):
     X = values_for("pca", blood)[:n_cells, :500].toarray()
@@ -139,6 +140,7 @@ def test_pca_of_few_cells_is_all_their_variance(toy):
     np.testing.assert_allclose(scores(X, "pca"), X.var(0, ddof=1), rtol=1e-6)
 
 
+@pytest.mark.slow
 def test_published_pca_is_that_of_scikit_learn(blood):
     """Which approximates the components at random for a matrix of this shape."""
     X = blood.X.toarray().astype(float)
@@ -372,6 +374,7 @@ def assert_r_agrees(folder, cells, method, published):
     np.testing.assert_allclose(table["score"], found[expected], rtol=1e-6)
 
 
+@pytest.mark.slow
 @needs_r
 @pytest.mark.parametrize(("method", "published"), VARIANTS)
 def test_r_chooses_the_same_genes(blood_folder, method, published):

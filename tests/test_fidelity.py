@@ -27,6 +27,7 @@ def forest(real, synthetic):
     return fidelity.auroc(*fidelity.forest_scores(real, synthetic, seed=0))
 
 
+@pytest.mark.slow
 def test_two_samples_of_one_distribution_cannot_be_told_apart(small_forests):
     values = [forest(normal(seed), normal(seed + 100)) for seed in range(4)]
     assert np.mean(values) == pytest.approx(0.5, abs=0.06)
@@ -204,7 +205,7 @@ def test_shortfall_of_each_direction():
     assert np.isnan(near.shortfall(float("nan")))
 
 
-def test_of_fewer_cells_than_folds_a_forest_says_nothing():
+def test_of_fewer_cells_than_folds_a_forest_says_nothing(small_forests):
     rng = np.random.default_rng(0)
     few, many = rng.normal(size=(4, 3)), rng.normal(size=(20, 3))
     assert np.isnan(forest(few, many)) and np.isnan(forest(many, few)) and not np.isnan(forest(many, many))
