@@ -152,8 +152,8 @@ def _are_names(path: Path, top: list[str]) -> bool:
     row = np.array(top[1:], dtype=float)
     if _are_whole(row) and not _seem_to_be_names(row):
         raise UserError(
-            f"the first line of {path} could name columns by numbers or be a row called '{top[0]}': leave its first field "
-            "empty, or call the row something else"
+            f"the first line of {path} could name columns by numbers or be a row called '{top[0]}': leave its first "
+            "field empty, or call the row something else"
         )
     return _are_whole(row)
 
