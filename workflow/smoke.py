@@ -1,13 +1,15 @@
 """The whole reproduction in small: a copy of this tree, toy cells, and every stage of the workflow on them.
 
 The copy keeps the real `results/` out of it. The toy cells are real ones, of four types of pbmc68k, one of them rare;
-hyperparameters are those of `config.py`. What comes out shows that everything runs, and says nothing about methods.
+hyperparameters are those of `config.py`, but random forests that judge have few trees, which would take most of the
+time. What comes out shows that everything runs, and says nothing about methods.
 
 Run:    python workflow/smoke.py
 Reads:  workflow/smoke.yaml, and the data set that comes with scanpy
 Writes: results/smoke/: the copy, with results/ as the Snakefile describes it
 """
 
+import re
 import shutil
 import subprocess
 import sys
@@ -23,6 +25,8 @@ from common.errors import UserError
 from config import RESULTS_DIR, ROOT
 
 TOY_TYPES = {"CD19+ B": 30, "CD14+ Monocyte": 40, "Dendritic": 30, "CD34+": 12}
+FEW_TREES = 20
+JUDGES = ("fidelity", "utility")  # of common.metrics
 NOT_COPIED = (".*", "__pycache__", "results", "expression_matrix", "cell_types", "*.egg-info", "*.h5ad")
 
 
@@ -46,7 +50,7 @@ def toy_cells() -> AnnData:
 
 
 def copy_tree(out: Path) -> None:
-    """Copy this tree, without its results and data, and put toy cells where data lie.
+    """Copy this tree, without its results and data, put toy cells where data lie, and let judges be quick.
 
     Raises
     ------
@@ -57,6 +61,11 @@ def copy_tree(out: Path) -> None:
         raise UserError(f"{out} is there already: remove it, or give another folder with --out")
     shutil.copytree(ROOT, out, ignore=shutil.ignore_patterns(*NOT_COPIED))
     toy_cells().write_h5ad(out / "data" / "toy.h5ad")
+    for name in JUDGES:
+        path = out / "common" / "metrics" / f"{name}.py"
+        few, n = re.subn(r"^N_TREES = \d+$", f"N_TREES = {FEW_TREES}", path.read_text(), flags=re.MULTILINE)
+        assert n == 1, path
+        path.write_text(few)
 
 
 @run_script
