@@ -4,7 +4,8 @@ The rules by which a layout is recognised:
 
 - separator: whichever of tab, comma and semicolon is most frequent in the first line; white space if none is there;
 - header: the first field of the first line is empty or means names (`NAMING`), or most of the others are no numbers; if
-  they all are numbers under such a word, it is a header only if they seem to be names, as a cell may be called so, too;
+  all are numbers after such a word, which a cell may be called, too, it is a header if they count or look like
+  identifiers, a row if they repeat, and refused otherwise;
 - index: the header's first field is empty, missing or means names, or the first field of the first row is no number.
 """
 
@@ -92,7 +93,7 @@ def read_expression(path: Path, *, header: bool | None = None, index: bool | Non
         top, row = _fields(first, separator), _fields(second, separator)
         is_naming = bool(top) and (not top[0] or top[0].strip().lower() in NAMING)
         if header is None:
-            is_naming = is_naming and (not top[0] or _are_names(path, top))
+            is_naming = is_naming and _are_names(path, top)
             texts = sum(not _is_number(field) for field in top[1:])
             header = bool(top) and (is_naming or 2 * texts > len(top[1:]))
         if not header:
@@ -146,16 +147,16 @@ def _check_names(path: Path, X: sparse.csr_matrix, header: bool, index: bool) ->
 
 
 def _are_names(path: Path, top: list[str]) -> bool:
-    """Tell whether the first line, whose first field means names, holds them or is a cell that is called so."""
-    if not top[1:] or not all(map(_is_number, top[1:])):
+    """Tell whether the first line, whose first field is empty or means names, holds them or is a row called so."""
+    word, *fields = top
+    if not word or not fields or not all(map(_is_number, fields)) or _seem_to_be_names(np.array(fields, dtype=float)):
         return True
-    row = np.array(top[1:], dtype=float)
-    if _are_whole(row) and not _seem_to_be_names(row):
-        raise UserError(
-            f"the first line of {path} could name columns by numbers or be a row called '{top[0]}': leave its first "
-            "field empty, or call the row something else"
-        )
-    return _are_whole(row)
+    if len(set(fields)) < len(fields):  # names do not repeat
+        return False
+    raise UserError(
+        f"the first line of {path} could name columns by numbers or be a row called '{word}': leave its first field "
+        "empty, or call the row something else"
+    )
 
 
 def _seem_to_be_names(row: np.ndarray) -> bool:

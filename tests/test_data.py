@@ -151,9 +151,11 @@ def test_names_that_are_numbers_are_names_in_a_column_called_so(tmp_path, called
 def test_a_cell_may_be_called_what_means_names(tmp_path):
     path = write(tmp_path / "x.csv", "ID,0,0,1.5\nb,2,1,0\nc,1,3,0\nd,1,3,0\n")
     assert load_cells(CellSource(expression_csv=path, cluster=True)).obs_names.tolist() == ["ID", "b", "c", "d"]
-    path = write(tmp_path / "y.csv", "ID,2,0,1\nb,2,1,0\n")
-    with pytest.raises(UserError, match="could name columns by numbers or be a row called 'ID': leave its first field"):
-        load_cells(CellSource(expression_csv=path, cluster=True))
+    told = "could name columns by numbers or be a row called 'ID': leave its first field"
+    for first in ("2,0,1", "1.1,1.2,1.3"):
+        path = write(tmp_path / "y.csv", f"ID,{first}\nb,2,1,0\n")
+        with pytest.raises(UserError, match=told):
+            load_cells(CellSource(expression_csv=path, cluster=True))
 
 
 def test_decimal_commas_are_told(tmp_path):
