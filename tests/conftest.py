@@ -11,6 +11,7 @@ from anndata import AnnData
 from scipy import sparse
 
 from config import GarageParams
+from workflow import smoke
 
 TOY_SIZES = {"B": 24, "NK": 8, "T": 40}
 TOY_GENES = 20
@@ -64,8 +65,8 @@ def toy() -> AnnData:
 @pytest.fixture
 def few_trees(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let judging take a second, where its values are not what is tested: most of it is trees of random forests."""
-    for module in ("fidelity", "utility"):
-        monkeypatch.setattr(f"common.metrics.{module}.N_TREES", 20)
+    for module in smoke.JUDGES:
+        monkeypatch.setattr(f"common.metrics.{module}.N_TREES", smoke.FEW_TREES)
 
 
 @pytest.fixture

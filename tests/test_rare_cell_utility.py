@@ -32,12 +32,11 @@ TYPE_SCORES = ["recall", "precision", "f1"]
 
 
 @pytest.fixture
-def utility(tmp_path, monkeypatch, tiny_preset, capsys):
+def utility(tmp_path, monkeypatch, tiny_preset, few_trees, capsys):
     """Run the script on toy cells, networks hardly trained; return its exit code, what it told, and its folder."""
     few = replace(BASELINES["gan"]["tuned"], budget=3, generator_hidden=(4,), critic_hidden=(4,))
     monkeypatch.setitem(BASELINES["gan"], "tuned", few)
     monkeypatch.setattr("common.generation.RESULTS_DIR", tmp_path)
-    monkeypatch.setattr("common.metrics.fidelity.N_TREES", 20)
     monkeypatch.setattr("benchmarking.baseline.MOST_DRAWS", 2)
     monkeypatch.setitem(rare_cell_trials.CLASSIFIERS, "forest", partial(RandomForestClassifier, 15))
     make_toy().write_h5ad(tmp_path / "toy.h5ad")

@@ -135,7 +135,7 @@ def test_every_metric_with_its_controls_and_what_it_means(table, page):
 def test_metrics_are_computed_where_no_table_is_given(toy_runs, tmp_path, monkeypatch, few_trees):
     """And kept beside the page, which is the same when it is made again; the map is a real one."""
     assert report.DEFAULT_CONTROLS == DEFAULT_CONTROLS
-    few = ("real_half", "all_zeros", "copula")  # each takes a quarter of a minute
+    few = ("real_half", "all_zeros", "copula")  # each takes seconds
     monkeypatch.setattr(report, "DEFAULT_CONTROLS", few)
     monkeypatch.setattr(report_figures, "embed", embed)
     page = write(tmp_path / "page.html", toy_runs / "seed0")

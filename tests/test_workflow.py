@@ -97,9 +97,7 @@ def test_what_the_configuration_has_wrong_is_told(snakemake, config, message):
 
 
 @pytest.mark.slow
-def test_only_what_is_missing_is_made(snakemake, tree, tmp_path, monkeypatch):
-    for name in smoke.JUDGES:
-        monkeypatch.setattr(f"common.metrics.{name}.N_TREES", smoke.FEW_TREES)
+def test_only_what_is_missing_is_made(snakemake, tree, tmp_path, few_trees):
     matrix = {"methods": ["real_half", "copula"], "seeds": 2}
     code, told = snakemake("all", **matrix)
     assert code == 0, told
